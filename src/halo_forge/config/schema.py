@@ -1,0 +1,231 @@
+"""The whole configuration: nine sections, every key with its type, default, bounds and meaning.
+
+Section and key names follow the documents the tool was asked for from; other tools' names for the same thing are
+accepted through `aliases.py`. Cross-key rules stand in the section they protect. No torch, no I/O.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+RowFormat = Literal[
+    "auto", "messages", "sharegpt", "instruction", "prompt_completion", "question_answer", "query_response", "text"
+]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class ModelSection(Section):
+    name: str = "smollm2-135m-instruct"
+    """A Hub id, a local directory, or `smollm2-135m-instruct`, which also installs from the package registry."""
+    revision: str | None = None
+    """Branch, tag or commit of the Hub repository."""
+    trust_remote_code: Literal[False] = False
+    """Code from a model repository is never run; `true` is refused."""
+    attn_implementation: Literal["auto", "document", "sdpa", "eager"] = "auto"
+    """`document` runs each packed document by itself; `auto` takes it wherever the model allows it. `sdpa` and
+    `eager` use the model's own attention with a block mask: slower, for comparison."""
+
+
+class DataSection(Section):
+    train_file: str | list[str] | None = None
+    """JSONL, JSON, CSV, Parquet or text file, or a list of them."""
+    dataset: str | None = None
+    """Short name (`halo-forge sft datasets`) or Hub id of a data set."""
+    format: RowFormat = "auto"
+    """How rows are to be read; `auto` detects it per file and says what it found."""
+    validation_file: str | None = None
+    """Rows to validate on, instead of a share of the training rows."""
+    holdout_file: str | None = None
+    """Rows to evaluate on, instead of a share of the training rows."""
+    validation_split: Fraction = 0.05
+    """Share of rows, chosen by content hash, that is validated on while training."""
+    holdout_split: Fraction = 0.1
+    """Share of rows, chosen by content hash, that is frozen and only ever evaluated on."""
+    max_samples: PositiveInt | None = None
+    """Read at most this many rows."""
+    max_seq_length: Annotated[int, Field(ge=8)] = 2048
+    """Longest example in tokens."""
+    overlong: Literal["drop", "truncate", "fail"] = "drop"
+    """What happens to a longer one. `truncate` cuts the end and trains no token after the cut; all are counted."""
+    on_bad_row: Literal["skip", "fail"] = "skip"
+    """`skip` writes the row to the ledger and goes on; `fail` stops at the first."""
+    max_bad_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+    """More unusable rows than this share stop the run (over-long rows are policy, not damage)."""
+    system_prompt: str | None = None
+    """Put before conversations that have no system message of their own."""
+    train_on: Literal["assistant", "last_assistant", "all"] = "assistant"
+    """Which turns are trained. `all` trains every token after the first."""
+
+    @model_validator(mode="after")
+    def _splits_leave_rows(self) -> DataSection:
+        if self.validation_split + self.holdout_split >= 0.9:
+            raise ValueError("validation_split + holdout_split must stay below 0.9: too little is left to train on")
+        return self
+
+
+class TrainingSection(Section):
+    method: Literal["lora", "full"] = "lora"
+    """`lora` trains low-rank adapters, `full` every weight."""
+    num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimizer steps; overrides num_train_epochs."""
+    per_device_train_batch_size: PositiveInt = 2
+    """Examples per device in one micro-batch of an unpacked step."""
+    gradient_accumulation_steps: PositiveInt = 16
+    """One optimizer step sees per_device_train_batch_size x gradient_accumulation_steps x devices examples."""
+    packing: bool = True
+    """Regroup the examples of one optimizer step into micro-batches of at most micro_batch_tokens tokens. The step
+    sees the same examples and has the same gradient; documents never attend to each other."""
+    micro_batch_tokens: Annotated[int, Field(ge=8)] | None = None
+    """Tokens per packed micro-batch. Default: per_device_train_batch_size x max_seq_length, at most 2048 on CPU."""
+    supervised_logits_only: bool = True
+    """Compute vocabulary logits only where a target is trained. Same loss and gradient; false computes them all."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Peak rate. Default by method: 2e-4 for lora, 2e-5 for full."""
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The schedule ends at this share of the peak."""
+    warmup_ratio: Fraction = 0.03
+    """Share of all steps with a linearly rising rate."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps with a rising rate; overrides warmup_ratio."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Decoupled; applied to matrices, not to norms and biases."""
+    adam_beta1: Fraction = 0.9
+    adam_beta2: Fraction = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Gradients are scaled down to this global norm; null turns clipping off."""
+    bf16: bool | Literal["auto"] = "auto"
+    """Compute in bfloat16 over float32 master weights. `auto` measures whether this machine is faster with it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    eval_steps: PositiveInt = 250
+    """Validate every so many steps, and at the end."""
+    early_stopping: bool = False
+    early_stopping_patience: PositiveInt = 3
+    """Validations in a row without improvement before the run stops."""
+    early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0
+    """A validation loss must fall by more than this to count as an improvement."""
+    max_nonfinite_steps: PositiveInt = 3
+    """Steps in a row whose loss or gradient is not finite (each is skipped) before the run stops."""
+    dataloader_num_workers: Annotated[int, Field(ge=0)] = 0
+    """Threads that build batches ahead; 0 builds them in the loop (required on Strix Halo)."""
+    dataloader_pin_memory: bool = False
+    """Page-locked batches for faster copies to a GPU (must be off on Strix Halo)."""
+    seed: Annotated[int, Field(ge=0)] = 42
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> TrainingSection:
+        if self.max_steps is not None and self.warmup_steps is not None and self.warmup_steps > self.max_steps:
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than max_steps ({self.max_steps})")
+        return self
+
+
+class LoraSection(Section):
+    r: PositiveInt = 16
+    """Rank of the adapters."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """Adapters are scaled by alpha / r."""
+    dropout: Fraction = 0.05
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get an adapter."""
+
+
+class OutputSection(Section):
+    dir: str = "models/sft"
+    save_steps: PositiveInt = 500
+    """Checkpoint every so many steps, at every best validation, and at the end."""
+    save_total_limit: PositiveInt = 3
+    """Checkpoints to keep; best_val, best_train and latest always stay."""
+    logging_steps: PositiveInt = 10
+    """Steps between lines on the console and in training_log.json; metrics.jsonl has every step."""
+    final: Literal["best_val", "latest"] = "best_val"
+    """Which weights become final_model/."""
+
+
+class EvaluationSection(Section):
+    enabled: bool = True
+    max_prompts: PositiveInt | None = None
+    """Generate answers for at most this many holdout rows (all of them count for perplexity)."""
+    max_new_tokens: PositiveInt = 256
+    batch_size: PositiveInt = 16
+    json_schema: str | None = None
+    """A JSON Schema file that answers must satisfy."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
+
+
+class GateRule(Section):
+    metric: str
+    min: float | None = None
+    """The tuned value is at least this."""
+    max: float | None = None
+    """The tuned value is at most this."""
+    min_delta: float | None = None
+    """The tuned value is better than the base's by at least this, in the metric's good direction."""
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> GateRule:
+        if self.min is None and self.max is None and self.min_delta is None:
+            raise ValueError("a rule needs min, max or min_delta")
+        return self
+
+
+class GateSection(Section):
+    rules: list[GateRule] = [GateRule(metric="perplexity", max=20.0), GateRule(metric="perplexity", min_delta=0.0)]
+    """All must hold. Default: perplexity of held-out answers under 20 and not worse than the base model's."""
+    min_items: PositiveInt = 20
+    """With fewer measured items a rule is INCONCLUSIVE."""
+    evidence: Literal["interval", "point"] = "interval"
+    """`interval`: the whole confidence interval must be on the right side, else INCONCLUSIVE. `point`: the value."""
+
+
+class PublishSection(Section):
+    enabled: bool = True
+    """`halo-forge run` publishes a passing model; false stops after the gate."""
+    name: str | None = None
+    """Model name in the registry. Default: the name of output.dir."""
+    registry: str = "models/registry"
+    """Directory of the registry."""
+    force: bool = False
+    """Publish without a PASS; the version is marked as forced."""
+
+
+class MonitorSection(Section):
+    min_rows: PositiveInt = 100
+    """Fewer logged rows give no verdict."""
+    max_psi: Annotated[float, Field(gt=0)] = 0.25
+    """Population stability index of prompt or answer lengths above which drift is reported."""
+    max_rate_change: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Change of the JSON-valid or empty-answer rate above which drift is reported."""
+
+
+class Config(Section):
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    training: TrainingSection = TrainingSection()
+    lora: LoraSection = LoraSection()
+    output: OutputSection = OutputSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    gate: GateSection = GateSection()
+    publish: PublishSection = PublishSection()
+    monitor: MonitorSection = MonitorSection()
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate with the default by method (LoRA tolerates about ten times a full fine-tune's)."""
+        if self.training.learning_rate is not None:
+            return self.training.learning_rate
+        return 2e-4 if self.training.method == "lora" else 2e-5
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
