@@ -1,0 +1,208 @@
+"""The model card of one version: Markdown written from the records alone. Nothing in it was typed by hand.
+
+Everything that came from outside (names, reasons) is escaped, so that it stays text in any Markdown viewer.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from halo_forge.artifacts import EvalReport, GateDecision, Measurement, PreparedData, TrainedModel
+from halo_forge.config.schema import Config
+from halo_forge.publish.weights import WeightFacts
+
+# Licences of base models that we know from their own repositories; any other is said to be unknown.
+KNOWN_LICENCES = {
+    "smollm2-135m-instruct": "Apache-2.0",
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "Apache-2.0",
+    "HuggingFaceTB/SmolLM2-360M-Instruct": "Apache-2.0",
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": "Apache-2.0",
+}
+MASK_POLICY = {
+    "assistant": "every assistant turn, with the token that ends it; prompts are not trained",
+    "last_assistant": "the last assistant turn of each conversation; everything before it is context",
+    "all": "every token after the first, prompts included",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardFacts:
+    name: str
+    version: int
+    forced: bool
+    config: Config
+    trained: TrainedModel
+    report: EvalReport
+    decision: GateDecision
+    prepared: PreparedData
+    weights: WeightFacts
+
+
+def render_card(facts: CardFacts) -> str:
+    parts = [_front_matter(facts), _head(facts), _loading(facts), _data(facts), _training(facts)]
+    parts += [_evaluation(facts), _gate(facts), _limits(facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: object) -> str:
+    """Text that Markdown shows as it is: on one line, no markup, no HTML, no table cell of its own."""
+    line = re.sub(r"\s+", " ", str(text)).strip()
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]#|~!])", r"\\\1", line)
+
+
+def _front_matter(facts: CardFacts) -> str:
+    is_adapter = facts.trained.method == "lora"
+    fields = {
+        "base_model": facts.trained.model_name,
+        "library_name": "peft" if is_adapter else "transformers",
+        "license": (_licence(facts.trained.model_name) or "other").lower(),
+        "pipeline_tag": "text-generation",
+        "tags": ["halo-forge", "sft", "lora" if is_adapter else "full"],
+    }
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).strip()}\n---"
+
+
+def _licence(model_name: str) -> str | None:
+    return KNOWN_LICENCES.get(model_name)
+
+
+def _head(facts: CardFacts) -> str:
+    trained = facts.trained
+    kind = "LoRA adapter for" if trained.method == "lora" else "Full fine-tune of"
+    lines = [
+        f"# {escape(facts.name)} v{facts.version}",
+        f"{kind} **{escape(trained.model_name)}**. "
+        f"Quality gate: **{facts.decision.verdict}**. Weights sha256 `{facts.decision.weights_sha256[:16]}`.",
+    ]
+    if facts.forced:
+        lines.append(
+            f"> **Published by force.** The quality gate did not pass: its verdict is {facts.decision.verdict}. "
+            "Do not use this version where the gate's rules matter."
+        )
+    return "\n\n".join(lines)
+
+
+def _loading(facts: CardFacts) -> str:
+    kind = "AutoPeftModelForCausalLM" if facts.trained.method == "lora" else "AutoModelForCausalLM"
+    package = "peft" if facts.trained.method == "lora" else "transformers"
+    imports = (
+        ["from transformers import AutoTokenizer", f"from {package} import {kind}"]
+        if package != "transformers"
+        else [f"from transformers import {kind}, AutoTokenizer"]
+    )
+    code = [
+        *sorted(imports),
+        "",
+        'path = "."  # the directory of this file',
+        f"model = {kind}.from_pretrained(path)",
+        "tokenizer = AutoTokenizer.from_pretrained(path)",
+        'messages = [{"role": "user", "content": "..."}]',
+        "inputs = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+        ")",
+        "answer = model.generate(**inputs, max_new_tokens=256)",
+        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+    return "## Load it\n\n```python\n" + "\n".join(code) + "\n```"
+
+
+def _data(facts: CardFacts) -> str:
+    prepared = facts.prepared
+    lines = ["## Data", "", "| source | format | read | kept | fixed | dropped |", "|---|---|--:|--:|--:|--:|"]
+    lines += [
+        f"| {escape(Path(source.path).name)} | {escape(source.format)} | {source.read:,} | {source.kept:,} "
+        f"| {source.fixed:,} | {source.dropped:,} |"
+        for source in prepared.sources
+    ]
+    lines += ["", "| split | rows | tokens | trained or scored tokens |", "|---|--:|--:|--:|"]
+    lines += [
+        f"| {escape(name)} | {split.rows:,} | {split.tokens:,} | {split.supervised_tokens:,} |"
+        for name, split in prepared.splits.items()
+    ]
+    if prepared.reasons:
+        reasons = ", ".join(f"{escape(code)} {count:,}" for code, count in sorted(prepared.reasons.items()))
+        lines += ["", f"Rows dropped or fixed, by reason: {reasons}."]
+    policy = MASK_POLICY[facts.config.data.train_on]
+    lines += ["", f"Trained tokens: {policy}. Longest example: {prepared.max_seq_length:,} tokens."]
+    return "\n".join(lines)
+
+
+def _training(facts: CardFacts) -> str:
+    trained, config = facts.trained, facts.config
+    share = trained.num_trainable_parameters / max(trained.num_parameters, 1)
+    rows = {
+        "method": f"LoRA, r {config.lora.r}, alpha {config.lora.alpha:g}" if trained.method == "lora" else "full",
+        "trained parameters": f"{trained.num_trainable_parameters:,} of {trained.num_parameters:,} ({share:.2%})",
+        "peak learning rate": f"{config.learning_rate:g}, {config.training.lr_scheduler}",
+        "steps, epochs": f"{trained.num_steps:,}, {trained.num_epochs:g} ({trained.stop_reason}); "
+        f"these weights are of step {trained.final_step:,}",
+        "tokens, trained tokens": f"{trained.num_tokens:,}, {trained.num_supervised_tokens:,}",
+        "training loss": f"{trained.train_loss:.4f} nats per trained token",
+        "validation loss": _loss(trained.validation_loss) + f", best {_loss(trained.best_validation_loss)}",
+        "time, speed": f"{trained.train_time_s:,.0f} s, {trained.tokens_per_s:,.0f} tokens/s",
+        "device, precision": f"{escape(trained.device)}, {trained.precision}",
+        "published weights": f"{facts.weights.num_tensors:,} tensors, {facts.weights.num_bytes:,} bytes",
+    }
+    return "## Training\n\n| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+
+
+def _loss(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"
+
+
+def _evaluation(facts: CardFacts) -> str:
+    report = facts.report
+    lines = [
+        "## Base against tuned",
+        "",
+        f"The same {report.num_items:,} held-out rows for both, {report.num_scored:,} of them answered with the same "
+        f"decoding. Intervals at {report.confidence:.0%} confidence.",
+        "",
+        "| metric | base | tuned | change | n |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {escape(row.metric)} | {_number(row.base)} | {_number(row.tuned)} | {_number(row.delta, sign=True)} "
+        f"| {row.tuned.n:,} |"
+        for row in report.comparisons
+    ]
+    return "\n".join(lines)
+
+
+def _number(measurement: Measurement, *, sign: bool = False) -> str:
+    if measurement.status != "measured" or measurement.value is None:
+        return measurement.status.replace("_", " ")
+    form = "+.4g" if sign else ".4g"
+    text = format(measurement.value, form)
+    if measurement.low is None or measurement.high is None:
+        return text
+    return f"{text} ({format(measurement.low, form)} to {format(measurement.high, form)})"
+
+
+def _gate(facts: CardFacts) -> str:
+    lines = ["## Quality gate", "", f"Verdict: **{facts.decision.verdict}**", ""]
+    lines += [
+        f"- **{rule.verdict}** {escape(rule.rule)}: {escape(rule.reason)} ({escape(rule.evidence)})"
+        for rule in facts.decision.rules
+    ]
+    return "\n".join(lines)
+
+
+def _limits(facts: CardFacts) -> str:
+    base = _licence(facts.trained.model_name) or "unknown; read its own model card"
+    return "\n".join(
+        [
+            "## Licence and limits",
+            "",
+            f"- Licence of the base model: {base}.",
+            "- Licence of the training data: unknown to the tool; whoever publishes this model answers for it.",
+            "- Measured on this run's holdout only. What is not in the table above was not measured.",
+            "- `manifest.json` holds the sha256 of every file; `halo-forge models verify "
+            f"{facts.name}@{facts.version}` checks them.",
+        ]
+    )

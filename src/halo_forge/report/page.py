@@ -1,0 +1,107 @@
+"""Run directory -> report.html. The page is static: no script, no network, one style sheet allowed by its hash."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from halo_forge.report import wording
+from halo_forge.report.answers import FIRST_SHOWN, side_by_side
+from halo_forge.report.charts import interval_row, length_strip, loss_chart, rate_chart
+from halo_forge.report.read_run import RunFiles, read_run
+from halo_forge.report.sections import (
+    banner,
+    chosen_settings,
+    config_rows,
+    fingerprints,
+    headline,
+    mask_views,
+    reproduce_lines,
+    stages,
+    training_facts,
+)
+from halo_forge.report.visible import visible
+from halo_forge.runs import RunDirectory, write_atomic
+
+TEMPLATES = "templates"
+MAX_MASKS_SHOWN = 6
+
+
+def write_report(run: RunDirectory) -> Path:
+    """Write report.html from the records that are there, also for a run that has not finished or has failed.
+    Raises OSError only where the file cannot be written."""
+    path = run.file("report.html")
+    write_atomic(path, render_report(run))
+    return path
+
+
+def render_report(run: RunDirectory) -> str:
+    files = read_run(run)
+    return _environment().get_template("report.html.j2").render(_content(files))
+
+
+def _content(files: RunFiles) -> dict[str, Any]:
+    style = _style()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    comparisons = files.evaluation.comparisons if files.evaluation else ()
+    return {
+        # Our own file, the only text on the page that is not escaped: its hash must be of the very characters.
+        "style": Markup(style),
+        "policy": f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
+        "form-action 'none'",
+        "files": files,
+        "name": files.path.resolve().name,
+        "stages": stages(files),
+        "banner": banner(files),
+        "headline": headline(files),
+        "masks": mask_views(files.masks[:MAX_MASKS_SHOWN]),
+        "length_strip": length_strip(files.prepared.token_lengths, files.prepared.max_seq_length)
+        if files.prepared
+        else None,
+        "loss_chart": loss_chart(files.metrics.train_loss, files.metrics.validation_loss),
+        "rate_chart": rate_chart(files.metrics.learning_rate),
+        "training_facts": training_facts(files),
+        "comparisons": [(row, interval_row(row)) for row in comparisons],
+        "answers": side_by_side(files.answers),
+        "num_answers_open": FIRST_SHOWN,
+        "fingerprints": fingerprints(files),
+        "chosen_settings": chosen_settings(files),
+        "config_rows": config_rows(files),
+        "reproduce_lines": reproduce_lines(files),
+    }
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("halo_forge.report", TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    for name in (
+        "compact", "count", "duration", "interval", "label_of", "metric_change", "metric_value", "moment", "number",
+        "outcome", "plural", "share", "size",
+    ):  # fmt: skip
+        environment.filters[name] = getattr(wording, name)
+    environment.globals["DIRECTIONS"] = wording.DIRECTIONS
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    """Every expression of the template passes here, so no field can smuggle a hidden character onto the page."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@cache
+def _style() -> str:
+    return resources.files("halo_forge.report").joinpath(TEMPLATES, "report.css").read_text(encoding="utf-8")

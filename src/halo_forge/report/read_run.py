@@ -1,0 +1,247 @@
+"""Everything the report is made of, read from a run directory in whatever state it is.
+
+A stage that did not run leaves None or an empty list. A file that is there and cannot be read leaves a sentence in
+`problems`, which the page shows: a broken record must not look like a stage that never ran.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard, TypeVar
+
+from halo_forge.artifacts import Artifact, EvalReport, GateDecision, PreparedData, Release, TrainedModel
+from halo_forge.errors import DataError
+from halo_forge.runs import RunDirectory, read_artifact
+
+ArtifactType = TypeVar("ArtifactType", bound=Artifact)
+
+MAX_LEDGER_SAMPLES = 14
+MAX_LEDGER_SAMPLES_PER_CODE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    step: int
+    value: float
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Series of metrics.jsonl by optimizer step. Values that are not finite are counted, not drawn."""
+
+    train_loss: list[Point] = field(default_factory=list)
+    validation_loss: list[Point] = field(default_factory=list)
+    learning_rate: list[Point] = field(default_factory=list)
+    num_nonfinite: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskSample:
+    """Tokens of one training example as text, with each token's loss weight."""
+
+    source: str
+    tokens: tuple[str, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenAnswer:
+    text: str
+    stopped: bool
+    num_tokens: int
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnsweredItem:
+    id: str
+    prompt: str
+    reference: str
+    base: GivenAnswer
+    tuned: GivenAnswer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerRow:
+    place: str  # file:line
+    action: str
+    code: str
+    reason: str
+    excerpt: str
+
+
+@dataclass(slots=True, kw_only=True)
+class RunFiles:
+    path: Path
+    info: dict[str, Any] = field(default_factory=dict)  # run.json
+    prepared: PreparedData | None = None
+    trained: TrainedModel | None = None
+    evaluation: EvalReport | None = None
+    decision: GateDecision | None = None
+    release: Release | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    masks: list[MaskSample] = field(default_factory=list)
+    answers: list[AnsweredItem] = field(default_factory=list)
+    ledger: list[LedgerRow] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_run(run: RunDirectory) -> RunFiles:
+    """Never raises for the content of a file."""
+    files = RunFiles(path=run.path)
+    files.info = _json_object(run.file("run.json"), files.problems)
+    files.prepared = _record(run.file("data/manifest.json"), PreparedData, files.problems)
+    files.trained = _record(run.file("trained.json"), TrainedModel, files.problems)
+    files.evaluation = _record(run.file("eval/report.json"), EvalReport, files.problems)
+    files.decision = _record(run.file("gate.json"), GateDecision, files.problems)
+    files.release = _record(run.file("release.json"), Release, files.problems)
+    files.metrics = read_metrics(run.file("metrics.jsonl"), files.problems)
+    files.masks = _read_masks(run.file("data/mask_samples.json"), files.problems)
+    files.answers = _read_answers(run.file("eval/answers.jsonl"), files.problems)
+    files.ledger = _ledger_samples(run.file("data/ledger.jsonl"), files.problems)
+    return files
+
+
+def _record(path: Path, kind: type[ArtifactType], problems: list[str]) -> ArtifactType | None:
+    if not path.is_file():
+        return None
+    try:
+        return read_artifact(path, kind)
+    except (DataError, OSError):
+        problems.append(f"{path.name} is not a {kind.__name__} record; its section shows nothing from it")
+        return None
+
+
+def _json_object(path: Path, problems: list[str]) -> dict[str, Any]:
+    value = _json(path, problems)
+    return value if isinstance(value, dict) else {}
+
+
+def _json(path: Path, problems: list[str]) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        problems.append(f"{path.name} is not JSON; nothing of it is shown")
+        return None
+
+
+def _lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file. A torn last line is what a killed writer leaves and is passed over in silence."""
+    if not path.is_file():
+        return
+    num_bad = 0
+    try:
+        with open(path, "rb") as file:
+            for line in file:
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError):
+                    row = None
+                if isinstance(row, dict):
+                    yield row
+                elif line.endswith(b"\n") and line.strip():
+                    num_bad += 1
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read: {error.strerror}")
+    if num_bad:
+        problems.append(f"{num_bad} lines of {path.name} cannot be read; nothing of them is shown")
+
+
+def read_metrics(path: Path, problems: list[str]) -> Metrics:
+    metrics = Metrics()
+    for row in _lines(path, problems):
+        step, loss, rate = row.get("step"), row.get("loss"), row.get("learning_rate")
+        if not isinstance(step, int):
+            continue
+        series = {"train": metrics.train_loss, "validation": metrics.validation_loss}.get(str(row.get("kind")))
+        if series is not None:
+            if _is_finite(loss):
+                series.append(Point(step, float(loss)))
+            else:
+                metrics.num_nonfinite += 1
+        if row.get("kind") == "train" and _is_finite(rate):
+            metrics.learning_rate.append(Point(step, float(rate)))
+    return metrics
+
+
+def _is_finite(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _read_masks(path: Path, problems: list[str]) -> list[MaskSample]:
+    rows = _json(path, problems)
+    samples = []
+    for row in rows if isinstance(rows, list) else []:
+        try:
+            tokens, weights = tuple(map(str, row["tokens"])), tuple(map(float, row["weights"]))
+            source = str(row.get("source") or f"row {str(row.get('id', ''))[:12]}")
+        except (TypeError, ValueError, KeyError, AttributeError):
+            problems.append(f"a sample in {path.name} cannot be read")
+            continue
+        if tokens and len(tokens) == len(weights):
+            samples.append(MaskSample(source=source, tokens=tokens, weights=weights))
+    return samples
+
+
+def _read_answers(path: Path, problems: list[str]) -> list[AnsweredItem]:
+    items = []
+    num_bad = 0
+    for row in _lines(path, problems):
+        try:
+            items.append(
+                AnsweredItem(
+                    id=str(row["id"]),
+                    prompt=_text(row["prompt"]),
+                    reference=_text(row["reference"]),
+                    base=_answer(row["base"]),
+                    tuned=_answer(row["tuned"]),
+                )
+            )
+        except (TypeError, ValueError, KeyError, AttributeError):
+            num_bad += 1
+    if num_bad:
+        problems.append(f"{num_bad} lines of {path.name} are not answers of base and tuned; they are left out")
+    return items
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _answer(row: dict[str, Any]) -> GivenAnswer:
+    scores = {str(name): float(score) for name, score in row.get("scores", {}).items() if _is_finite(score)}
+    return GivenAnswer(
+        text=_text(row["text"]),
+        stopped=bool(row.get("stopped")),
+        num_tokens=int(row.get("num_tokens", 0)),
+        scores=scores,
+    )
+
+
+def _ledger_samples(path: Path, problems: list[str]) -> list[LedgerRow]:
+    """A few rows of every reason, dropped ones first; the ledger itself may have millions."""
+    samples: list[LedgerRow] = []
+    taken: Counter[str] = Counter()
+    for row in _lines(path, problems):
+        action, code = str(row.get("action")), str(row.get("code") or "")
+        if action not in ("dropped", "fixed") or taken[code] >= MAX_LEDGER_SAMPLES_PER_CODE:
+            continue
+        taken[code] += 1
+        samples.append(
+            LedgerRow(
+                place=f"{row.get('file')}:{row.get('line')}",
+                action=action,
+                code=code,
+                reason=str(row.get("reason") or ""),
+                excerpt=str(row.get("excerpt") or ""),
+            )
+        )
+    samples.sort(key=lambda row: row.action)
+    return samples[:MAX_LEDGER_SAMPLES]
