@@ -1,0 +1,375 @@
+"""Conversation -> Example: one rendering, its trained characters, the tokens they became.
+
+What is trained: in each trained assistant turn everything from the end of the generation prompt through the token that
+stops the answer; nothing else, unless `train_on="all"`. Every row either keeps that contract or is refused by code:
+
+    template_refused  mask_disagreement  stop_token_untrained  double_bos  no_assistant_turn  no_supervised_tokens
+    too_long  no_supervised_tokens_after_truncation  special_tokens_unsplittable  media_unsupported  invalid_unicode
+    mixed_document  empty_conversation  bad_weight
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from halo_forge.chat.messages import CallStyle, messages_to_template, template_renderer, template_source
+from halo_forge.chat.origin import REASONING, TEXT, Origin, trace_origin, visible
+from halo_forge.chat.records import Conversation, Example, Message
+from halo_forge.chat.spans import Span, Turn, agreed_spans, turns_of
+from halo_forge.chat.template import TemplateFacts, learn_template
+from halo_forge.chat.tokens import TextEncoder, TokenizedText
+from halo_forge.errors import DataError, RowError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TrainOn = Literal["assistant", "last_assistant", "all"]
+Overlong = Literal["drop", "truncate", "fail"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """`notes` are codes of what was done to the row or lost from it; empty for a row taken as it is.
+
+    special_tokens_neutralised  content held the text of special tokens; it is encoded as text
+    truncated                   cut at the end to the length limit
+    merged_boundary             a token stands across the border between generation prompt and answer
+    reasoning_not_rendered      the template leaves out reasoning of an assistant turn
+    text_not_rendered           the template leaves out text beside a tool call
+    system_not_rendered, tools_not_rendered  the template leaves out the system message, the tools
+    """
+
+    example: Example
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendering:
+    text: str
+    origin: Origin
+    spans: tuple[Span, ...]
+    turns: tuple[Turn, ...]
+    notes: tuple[str, ...]
+
+
+class ChatEncoder:
+    """Encodes conversations for one tokenizer; keeps what was learnt about its template and special tokens.
+
+    Raises DataError for a tokenizer without a fast implementation, and, at the first conversation, for one without a
+    usable chat template. `encode` raises RowError for a row that cannot become an example.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_seq_length: int,
+        train_on: TrainOn = "assistant",
+        overlong: Overlong = "drop",
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_seq_length, self.train_on, self.overlong = max_seq_length, train_on, overlong
+        self._known = _known_tokenizer(tokenizer)
+
+    def encode(self, conversation: Conversation) -> Encoded:
+        _check_weights(conversation)
+        if any(message.role == "document" for message in conversation.messages):
+            ids, weights, notes = self._encode_document(conversation)
+        else:
+            ids, weights, notes = self._encode_chat(conversation)
+        weights[0] = 0.0
+        weights *= conversation.weight
+        if not (weights > 0).any():
+            raise RowError("no_supervised_tokens", "no token of the row is trained: every weight is 0")
+        if len(ids) > self.max_seq_length:
+            ids, weights = self._shorten(ids, weights, conversation)
+            notes = [*notes, "truncated"]
+        example = Example(input_ids=ids, loss_weights=weights, conversation_id=conversation.id)
+        return Encoded(example=example, notes=tuple(dict.fromkeys(notes)))
+
+    def _encode_document(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        if len(conversation.messages) != 1:
+            raise RowError("mixed_document", "a plain text stands alone; it cannot be one message among others")
+        encoder = self._known.encoder
+        tokens, neutralised = encoder.encode_as_text(conversation.messages[0].text)
+        if not len(tokens):
+            raise RowError("no_supervised_tokens", "the text is empty")
+        if encoder.eos_id is None:
+            raise DataError("the tokenizer has no end-of-text token", fix="set eos_token in tokenizer_config.json")
+        leading = [encoder.bos_id] if self._known.adds_bos else []
+        ids = np.concatenate((np.array(leading, np.int32), tokens.ids, np.array([encoder.eos_id], np.int32)))
+        weights = np.ones(len(ids), dtype=np.float32)
+        return ids, weights, ["special_tokens_neutralised"] if neutralised else []
+
+    def _encode_chat(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        roles = [message.role for message in conversation.messages]
+        if not roles:
+            raise RowError("empty_conversation", "the row has no messages")
+        if "assistant" not in roles and self.train_on != "all":
+            raise RowError("no_assistant_turn", "the row has no assistant message, so there is nothing to learn from")
+        rendering = self._known.render(conversation)
+        tokens, neutralised = self._known.encoder.encode(rendering.text, rendering.origin)
+        notes = [*rendering.notes, *(["special_tokens_neutralised"] if neutralised else [])]
+        ids, weights = tokens.ids, np.full(len(tokens), float(self.train_on == "all"), dtype=np.float32)
+        wanted = self._turn_weights(conversation.messages)
+        needs_eos = False
+        for span, turn in zip(rendering.spans, rendering.turns, strict=True):
+            weight = wanted[span.message]
+            if weight == 0 and self.train_on != "all":
+                continue
+            needs_eos |= turn.is_last and turn.stop is None and weight > 0
+            if self.train_on == "all" and conversation.messages[span.message].weight is None:
+                continue
+            first, last, merged = self._token_range(span, turn, tokens)
+            weights[first : last + 1] = weight
+            notes += ["merged_boundary"] if merged else []
+        if needs_eos:
+            ids = np.append(ids, np.int32(self._known.eos_for_answers()))
+            weights = np.append(weights, np.float32(wanted[rendering.spans[-1].message]))
+        self._check_bos(ids)
+        return ids, weights, notes
+
+    def _turn_weights(self, messages: Sequence[Message]) -> dict[int, float]:
+        turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        chosen = turns[-1:] if self.train_on == "last_assistant" else turns
+        weights = {}
+        for index in turns:
+            own = messages[index].weight
+            weights[index] = float(index in chosen) if own is None else own
+        return weights
+
+    def _token_range(self, span: Span, turn: Turn, tokens: TokenizedText) -> tuple[int, int, bool]:
+        """(first token, last token, whether one stands across the beginning) of a turn."""
+        first, merged = tokens.first_token(span.start)
+        if span.end is not None:
+            last = tokens.last_token(span.end)
+            stops = [special for special in tokens.specials if special.end == span.end and special.text == turn.stop]
+            if not stops or tokens.ids[last] != stops[0].token_id:
+                raise RowError(
+                    "stop_token_untrained", f"the token that stops message {span.message} is not among its tokens"
+                )
+            return first, last, merged
+        if turn.stop is not None or not turn.is_last:
+            raise RowError(
+                "stop_token_untrained",
+                f"the template writes no stop token after message {span.message}, so the model would not learn to stop"
+                + ("" if turn.is_last else "; train the last answer only (train_on: last_assistant)"),
+            )
+        return first, tokens.last_token(len(tokens.text)), merged
+
+    def _check_bos(self, ids: np.ndarray) -> None:
+        bos = self._known.encoder.bos_id
+        if bos is None:
+            return
+        if (len(ids) > 1 and ids[0] == bos and ids[1] == bos) or (
+            not self._known.bos_opens_turns and int((ids == bos).sum()) > 1
+        ):
+            raise RowError("double_bos", "the row has more than one begin-of-text token; the template writes it twice")
+
+    def _shorten(
+        self, ids: np.ndarray, weights: np.ndarray, conversation: Conversation
+    ) -> tuple[np.ndarray, np.ndarray]:
+        reason = f"{len(ids)} tokens, limit {self.max_seq_length}"
+        if self.overlong == "fail":
+            source = conversation.source
+            raise DataError(
+                f"a row is too long: {reason}",
+                where=f"{source.path}:{source.line}",
+                fix="raise data.max_seq_length, or set data.overlong to drop or truncate",
+            )
+        if self.overlong == "drop":
+            raise RowError("too_long", reason)
+        ids, weights = ids[: self.max_seq_length].copy(), weights[: self.max_seq_length].copy()
+        if not (weights > 0).any():
+            raise RowError(
+                "no_supervised_tokens_after_truncation", f"{reason}: nothing that is trained stands before the cut"
+            )
+        return ids, weights
+
+
+def conversation_to_example(
+    conversation: Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_seq_length: int,
+    train_on: TrainOn = "assistant",
+    overlong: Overlong = "drop",
+) -> Encoded:
+    """One conversation by itself; see `ChatEncoder`, which is quicker for many."""
+    encoder = ChatEncoder(tokenizer, max_seq_length=max_seq_length, train_on=train_on, overlong=overlong)
+    return encoder.encode(conversation)
+
+
+def prompt_and_reference(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], str, list[int]]:
+    """(prompt ids, reference answer, stop token ids) for generating the last assistant turn anew.
+
+    The prompt is everything before that turn with the generation prompt. The reference is the turn's text; where the
+    template writes more into the answer (tool calls, reasoning, an empty `<think>` block), it is the exact trained
+    text without the stop token, which is what a trained model will say. Raises RowError as `encode` does,
+    and `no_prompt` where nothing stands before the answer.
+    """
+    messages = conversation.messages
+    turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    if not turns:
+        raise RowError("no_assistant_turn", "the row has no assistant message, so there is no answer to compare with")
+    last = turns[-1]
+    if last == 0:
+        raise RowError("no_prompt", "nothing stands before the answer, so there is nothing to ask a model")
+    known = _known_tokenizer(tokenizer)
+    facts = known.facts(conversation)
+    text, origin = known.render_part(conversation, last, True)
+    tokens, _ = known.encoder.encode(text, origin)
+    answered = known.render(_first_messages(conversation, last + 1))
+    span, turn = answered.spans[-1], answered.turns[-1]
+    end = len(answered.text) if span.end is None else span.end - len(turn.stop or "")
+    reference = answered.text[span.start : end]
+    if reference.strip() == messages[last].text.strip():
+        reference = messages[last].text
+    stops = [facts.stop.final or facts.stop.middle]
+    if facts.tools is not None and (conversation.tools or messages[last].tool_calls):
+        stops.append(facts.tools.stop.final or facts.tools.stop.middle)
+    stop_ids = known.encoder.ids_of([stop for stop in stops if stop is not None])
+    if known.encoder.eos_id is not None:
+        stop_ids.append(known.encoder.eos_id)
+    return tokens.ids.tolist(), reference, list(dict.fromkeys(stop_ids))
+
+
+def _first_messages(conversation: Conversation, count: int) -> Conversation:
+    return Conversation(
+        id=conversation.id,
+        messages=conversation.messages[:count],
+        source=conversation.source,
+        tools=conversation.tools,
+    )
+
+
+def _check_weights(conversation: Conversation) -> None:
+    weights = [conversation.weight, *(m.weight for m in conversation.messages if m.weight is not None)]
+    if any(not math.isfinite(weight) or weight < 0 for weight in weights):
+        raise RowError("bad_weight", f"weights are numbers from 0 up, found {min(weights)}")
+
+
+class _KnownTokenizer:
+    """What has been found out about one tokenizer and its templates."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.signature = _signature(tokenizer)
+        self.encoder = TextEncoder(tokenizer, str(tokenizer.chat_template or ""))
+        self._facts: dict[str, TemplateFacts] = {}
+        probe = tokenizer("a", add_special_tokens=True)["input_ids"]
+        self.adds_bos = bool(probe) and probe[0] == tokenizer.bos_token_id
+        self.bos_opens_turns = False
+
+    def facts(self, conversation: Conversation) -> TemplateFacts:
+        source = template_source(self.tokenizer, conversation.tools)
+        if source not in self._facts:
+            renderers = [template_renderer(self.tokenizer, content_as_parts) for content_as_parts in (False, True)]
+            self._facts[source] = learn_template(source, renderers, self.encoder)
+            bos = self.tokenizer.bos_token
+            self.bos_opens_turns |= bos is not None and any(
+                bos in anchor for anchor in self._facts[source].lead.anchors
+            )
+        return self._facts[source]
+
+    def eos_for_answers(self) -> int:
+        if self.encoder.eos_id is None:
+            raise DataError(
+                "neither the chat template nor the tokenizer has a token to stop on",
+                fix="set eos_token in tokenizer_config.json",
+            )
+        return self.encoder.eos_id
+
+    def _template_messages(self, conversation: Conversation, facts: TemplateFacts) -> list[dict[str, Any]]:
+        style = facts.tools.style if facts.tools else CallStyle()
+        return messages_to_template(conversation.messages, style)
+
+    def render_part(self, conversation: Conversation, count: int, prompt: bool) -> tuple[str, Origin]:
+        """The first `count` messages, and where each character comes from."""
+        facts = self.facts(conversation)
+        messages = self._template_messages(conversation, facts)[:count]
+
+        def render(rows: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> str:
+            return facts.render(rows, tools, prompt)
+
+        text = facts.render(messages, conversation.tools, prompt)
+        origin = trace_origin(text, messages, conversation.tools, render, facts.literals)
+        if origin is None:
+            raise RowError(
+                "mask_disagreement",
+                "the template's output depends on the wording of the row in a way that cannot be followed, so it is "
+                "not certain which characters are content",
+            )
+        return text, origin
+
+    def render(self, conversation: Conversation) -> _Rendering:
+        facts = self.facts(conversation)
+        if facts.plain_ending:
+            raise RowError(
+                "stop_token_untrained",
+                f"the template ends an answer with {facts.plain_ending!r}, which is no token of this tokenizer: the "
+                "model could never be told to stop there",
+            )
+        messages = self._template_messages(conversation, facts)
+        text, origin = self.render_part(conversation, len(messages), False)
+        notes = _missing_content(conversation, facts, origin, text)
+        calls = [bool(message.tool_calls) for message in conversation.messages]
+        turns = turns_of([message.role for message in conversation.messages], calls, facts)
+
+        def grow(count: int, prompt: bool) -> str | None:
+            try:
+                return facts.render(messages[:count], conversation.tools, prompt)
+            except RowError:
+                return None
+
+        spans = agreed_spans(text, origin, turns, grow)
+        return _Rendering(text, origin, tuple(spans), tuple(turns), tuple(notes))
+
+
+def _missing_content(conversation: Conversation, facts: TemplateFacts, origin: Origin, text: str) -> list[str]:
+    """Notes on content that the template leaves out; RowError where the row makes no sense without it."""
+    notes = []
+    for index, message in enumerate(conversation.messages):
+        if message.tool_calls and facts.tools is None:
+            raise RowError("template_refused", f"the chat template leaves out the tool call of message {index}")
+        if message.reasoning and visible(message.reasoning) and not origin.shows(index, REASONING):
+            notes.append("reasoning_not_rendered")
+        if not visible(message.text) or origin.shows(index, TEXT):
+            continue
+        if message.role == "system":
+            notes.append("system_not_rendered")
+        elif message.role == "assistant" and message.tool_calls:
+            notes.append("text_not_rendered")
+        else:
+            raise RowError("template_refused", f"the chat template leaves out the text of message {index}")
+    declared = [tool["function"] if isinstance(tool.get("function"), dict) else tool for tool in conversation.tools]
+    if any(isinstance(tool.get("name"), str) and tool["name"] not in text for tool in declared):
+        notes.append("tools_not_rendered")
+    return notes
+
+
+_MAX_KNOWN = 4
+_known: list[_KnownTokenizer] = []
+
+
+def _signature(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
+    return (len(tokenizer), str(tokenizer.chat_template), tokenizer.bos_token, tokenizer.eos_token)
+
+
+def _known_tokenizer(tokenizer: PreTrainedTokenizerBase) -> _KnownTokenizer:
+    """What is known of the last few tokenizers is kept: learning a template takes milliseconds, and splitting special
+    tokens needs a second copy of the vocabulary. A tokenizer whose template or tokens were changed is learnt anew."""
+    signature = _signature(tokenizer)
+    for known in _known:
+        if known.tokenizer is tokenizer and known.signature == signature:
+            return known
+    _known[:] = [known for known in _known if known.tokenizer is not tokenizer][-(_MAX_KNOWN - 1) :]
+    _known.append(_KnownTokenizer(tokenizer))
+    return _known[-1]
