@@ -1,0 +1,88 @@
+"""The base model and the tuned one, to be asked the same questions: from the files that a run left, not from memory."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from halo_forge.models.adapters import base_model_view
+from halo_forge.models.compute import Compute
+from halo_forge.models.load import load_model
+from halo_forge.models.save import attach_adapter
+from halo_forge.runs import Notify, silent
+
+
+class ModelPair:
+    """One of the two at a time, in eval mode, in the run's compute type on its device.
+
+    An adapter is one model with the adapter off and on; two full models are loaded one after the other, so that never
+    both are in memory.
+    """
+
+    def __init__(
+        self,
+        base_name: str,
+        revision: str | None,
+        final_model: Path,
+        method: Literal["lora", "full"],
+        compute: Compute,
+        notify: Notify = silent,
+    ) -> None:
+        self.base_name, self.revision, self.final_model = base_name, revision, final_model
+        self.method, self.compute, self.notify = method, compute, notify
+        self._adapted: PeftModel | None = None
+
+    @contextmanager
+    def base(self) -> Iterator[PreTrainedModel | PeftModel]:
+        if self.method == "lora":
+            adapted = self._with_adapter()
+            with base_model_view(adapted):
+                yield adapted
+            return
+        yield from self._loaded(self.base_name, self.revision)
+
+    @contextmanager
+    def tuned(self) -> Iterator[PreTrainedModel | PeftModel]:
+        if self.method == "lora":
+            yield self._with_adapter()
+            return
+        yield from self._loaded(str(self.final_model), None)
+
+    def close(self) -> None:
+        self._adapted = None
+        gc.collect()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.compute.precision == "bfloat16" else torch.float32
+
+    def _with_adapter(self) -> PeftModel:
+        if self._adapted is None:
+            model = self._load(self.base_name, self.revision)
+            self._adapted = attach_adapter(model, self.final_model).to(self.dtype).eval()
+        return self._adapted
+
+    def _loaded(self, name: str, revision: str | None) -> Iterator[PreTrainedModel]:
+        model = self._load(name, revision)
+        try:
+            yield model
+        finally:
+            del model
+            gc.collect()
+
+    def _load(self, name: str, revision: str | None) -> PreTrainedModel:
+        return load_model(
+            name,
+            dtype=self.dtype,
+            device=self.compute.device,
+            revision=revision,
+            attn_implementation="sdpa",
+            notify=self.notify,
+        )

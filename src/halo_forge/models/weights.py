@@ -1,0 +1,54 @@
+"""The trained weights of a checkpoint: written so that peft or transformers load them, read back bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from halo_forge.errors import CheckpointError
+
+ADAPTER_FILE = "adapter_model.safetensors"
+FULL_FILE = "model.safetensors"
+
+
+def save_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
+    """Adapter files of a PeftModel, or the whole model in the dtype it is trained in, unsharded."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(directory, safe_serialization=True)
+        (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card; ours comes with the release
+    else:
+        model.save_pretrained(directory, max_shard_size="1000GB")
+
+
+def load_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
+    """Put saved weights into the model in place. Every trainable tensor must be there, or CheckpointError."""
+    if isinstance(model, PeftModel):
+        tensors = load_file(directory / ADAPTER_FILE)
+        expected = set(get_peft_model_state_dict(model))
+        _require_same_names(set(tensors), expected, directory)
+        set_peft_model_state_dict(model, tensors)
+    else:
+        tensors = load_file(directory / FULL_FILE)
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+        tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
+            name for name, _ in model.named_parameters()
+        }
+        _require_same_names(set(unexpected) | set(missing), tied & set(missing), directory)
+
+
+def parameter_names(model: torch.nn.Module) -> dict[torch.nn.Parameter, str]:
+    """Trainable parameter -> its name; a tied parameter has one name."""
+    return {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _require_same_names(found: set[str], expected: set[str], directory: Path) -> None:
+    if found != expected:
+        difference = sorted(found ^ expected)
+        raise CheckpointError(
+            f"weights do not fit this model: {len(difference)} names differ, for instance {difference[0]}",
+            where=str(directory),
+        )

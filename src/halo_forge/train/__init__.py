@@ -1,0 +1,6 @@
+"""From prepared examples to trained weights: batches, attention, loss, step, checkpoint, loop."""
+
+from halo_forge.train.session import step_counts
+from halo_forge.train.train import finished_training, train
+
+__all__ = ["finished_training", "step_counts", "train"]

@@ -1,0 +1,251 @@
+"""Checkpoints that survive a kill at any instant: staged, hashed, fsynced, renamed; verified before use.
+
+    checkpoint-500/
+    ├── MANIFEST.json          step, fingerprint, sha256 and size of every file: written last, so its presence and
+    │                          agreement is what "complete" means
+    ├── adapter_model.safetensors + adapter_config.json      (LoRA: loads with peft)
+    │   or model.safetensors + config.json                   (full: loads with transformers, float32 masters)
+    ├── optimizer.safetensors  first and second moments, step counts
+    └── state.json             position, counters, bytes of metrics.jsonl that belong to it
+
+safetensors and JSON only: nothing here can run code. A save replaces nothing before the new one is durable, and a
+deletion is a rename first, so every crash point leaves the old state or the new one (OSDI'14 ALICE; notes in docs/).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from halo_forge.errors import CheckpointError
+from halo_forge.runs import fsync_directory, sha256_file, write_json
+
+MANIFEST = "MANIFEST.json"
+PREFIX = "checkpoint-"
+POINTERS = ("best_val", "best_train", "latest")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainState:
+    """Everything besides weights and optimizer that the next step depends on. `step` counts finished optimizer steps;
+    random numbers are a function of (seed, step), so none are stored."""
+
+    step: int = 0
+    best_validation_loss: float | None = None
+    best_val_step: int | None = None
+    best_train_loss: float | None = None
+    best_train_step: int | None = None
+    last_validation_loss: float | None = None
+    last_validation_step: int | None = None
+    validations_without_improvement: int = 0
+    nonfinite_in_a_row: int = 0
+    num_tokens: int = 0
+    num_supervised_tokens: int = 0
+    recent_loss_sum: float = 0.0  # since the last checkpoint, weighted by supervised tokens
+    recent_loss_weight: float = 0.0
+    train_time_s: float = 0.0
+    samples_sha256: str = ""  # hash chain over the ids of every example trained on, in order
+    metrics_bytes: int = 0
+
+    def advanced(self, **changes: object) -> TrainState:
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    path: Path
+    state: TrainState
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    return run / f"{PREFIX}{step}"
+
+
+def save_checkpoint(
+    run: Path,
+    state: TrainState,
+    optimizer: torch.optim.Optimizer,
+    parameter_names: dict[torch.nn.Parameter, str],
+    save_weights: Callable[[Path], object],
+    fingerprint: str,
+) -> Path:
+    """Write checkpoint-<state.step>; returns its path. An OSError leaves everything as it was.
+
+    save_weights  writes the model files into the directory it is given
+    fingerprint   hash of data, template, tokenizer and training configuration; a resume under another is refused
+    """
+    final = checkpoint_path(run, state.step)
+    staging = run / f".staging-{final.name}-{os.getpid()}"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        save_weights(staging)
+        save_file(optimizer_tensors(optimizer, parameter_names), staging / "optimizer.safetensors")
+        (staging / "state.json").write_text(json.dumps(asdict(state), indent=2))
+        names = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
+        for name in names:
+            _fsync(staging / name)
+        write_json(
+            staging / MANIFEST,
+            {
+                "schema_version": 1,
+                "step": state.step,
+                "fingerprint": fingerprint,
+                "files": {
+                    name: {"sha256": sha256_file(staging / name), "bytes": (staging / name).stat().st_size}
+                    for name in names
+                },
+            },
+        )
+        discard(final)  # the same step saved before: identical, or from a run that was rewound
+        os.rename(staging, final)
+        fsync_directory(run)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return final
+
+
+def verify_checkpoint(path: Path) -> str | None:
+    """None if every file of the manifest is there with its size and hash, else what is wrong, in words."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        files = dict(manifest["files"])
+        step = int(manifest["step"])
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    if path.name != f"{PREFIX}{step}":
+        return f"its manifest is of step {step}"
+    for name, facts in files.items():
+        file = path / name
+        try:
+            if file.stat().st_size != facts["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
+            if sha256_file(file) != facts["sha256"]:
+                return f"{name} does not match its hash"
+        except (OSError, KeyError, TypeError):
+            return f"{name} is missing or unreadable"
+    return None
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Directories named checkpoint-N, newest step first, verified or not."""
+    found = [p for p in run.glob(f"{PREFIX}*") if p.is_dir() and p.name.removeprefix(PREFIX).isdigit()]
+    return sorted(found, key=lambda path: -int(path.name.removeprefix(PREFIX)))
+
+
+def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
+    """A verified checkpoint of this very run. Raises CheckpointError."""
+    problem = verify_checkpoint(path)
+    if problem is not None:
+        raise CheckpointError(f"this checkpoint is damaged: {problem}", where=str(path))
+    manifest = json.loads((path / MANIFEST).read_bytes())
+    if manifest["fingerprint"] != fingerprint:
+        raise CheckpointError(
+            "this checkpoint was made with other data or another configuration",
+            where=str(path),
+            fix="give the configuration it was made with, or start over with --fresh",
+        )
+    return Checkpoint(path=path, state=TrainState(**json.loads((path / "state.json").read_bytes())))
+
+
+def newest_checkpoint(run: Path, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that verifies, and one line for each newer one that was passed over.
+
+    Checkpoints exist but none verifies: CheckpointError. Training never starts from zero silently.
+    """
+    passed_over = []
+    paths = list_checkpoints(run)
+    for path in paths:
+        problem = verify_checkpoint(path)
+        if problem is None:
+            return read_checkpoint(path, fingerprint), passed_over
+        passed_over.append(f"{path.name} passed over: {problem}")
+    if paths:
+        raise CheckpointError(
+            "no checkpoint of this run can be used\n  " + "\n  ".join(passed_over),
+            where=str(run),
+            fix="--fresh starts over; the damaged directories are kept until then",
+        )
+    return None, []
+
+
+def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str]) -> None:
+    """Put the moments of `path` into the optimizer, bit for bit. Raises CheckpointError on a mismatch."""
+    tensors = load_file(path / "optimizer.safetensors")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    expected = {f"{names[p]}:{field}" for p in parameters for field in _FIELDS}
+    if tensors and set(tensors) != expected:
+        difference = sorted(set(tensors) ^ expected)[:3]
+        raise CheckpointError(f"optimizer state does not fit this model: {difference}", where=str(path))
+    for parameter in parameters if tensors else ():
+        device = parameter.device
+        # A fused step counter lives on its parameter's device.
+        optimizer.state[parameter] = {field: tensors[f"{names[parameter]}:{field}"].to(device) for field in _FIELDS}
+
+
+_FIELDS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str]
+) -> dict[str, torch.Tensor]:
+    return {
+        f"{names[parameter]}:{field}": state[field].detach().cpu().contiguous()
+        for parameter, state in optimizer.state.items()
+        for field in _FIELDS
+    }
+
+
+def point(run: Path, name: str, step: int) -> None:
+    """Make run/<name> a link to checkpoint-<step>, replaced in one rename so that it always resolves."""
+    staging = run / f".{name}-{os.getpid()}"
+    staging.unlink(missing_ok=True)
+    staging.symlink_to(f"{PREFIX}{step}", target_is_directory=True)
+    os.replace(staging, run / name)
+    fsync_directory(run)
+
+
+def rotate(run: Path, keep_steps: Iterable[int], limit: int) -> list[Path]:
+    """Delete the oldest checkpoints until `limit` are left; `keep_steps` always stay. Returns what was deleted.
+
+    Called only after the newest one is durable, so a crash in here can lose nothing that is still needed.
+    """
+    protected = set(keep_steps)
+    paths = list_checkpoints(run)
+    deletable = [p for p in reversed(paths) if int(p.name.removeprefix(PREFIX)) not in protected]
+    surplus = deletable[: max(0, len(paths) - limit)]
+    for path in surplus:
+        discard(path)
+    return surplus
+
+
+def discard(path: Path) -> None:
+    """Remove a directory so that a crash leaves it whole or gone: rename first, then delete."""
+    if not path.exists():
+        return
+    trash = path.with_name(f".trash-{path.name}-{os.getpid()}")
+    shutil.rmtree(trash, ignore_errors=True)
+    os.rename(path, trash)
+    fsync_directory(path.parent)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def clean_leftovers(run: Path) -> None:
+    """Remove staging and trash of earlier, killed processes. Only under the run's lock."""
+    for path in [*run.glob(".staging-*"), *run.glob(".trash-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,49 @@
+"""metrics.jsonl: the truth about a run, one line a step. Truncated on resume to what its checkpoint had seen, so that
+no step appears twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from halo_forge.runs import write_json
+
+
+class MetricsLog:
+    """Append-only. `sync` makes everything written so far durable and returns its size in bytes."""
+
+    def __init__(self, path: Path, keep_bytes: int) -> None:
+        self.path = path
+        self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115 - closed by close()
+        self._file.truncate(keep_bytes)
+
+    def append(self, **fields: Any) -> None:
+        self._file.write(json.dumps(fields).encode() + b"\n")
+        self._file.flush()
+
+    def sync(self) -> int:
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Every whole line; a torn last line of a killed process is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def write_training_log(run: Path, logging_steps: int) -> None:
+    """training_log.json of seed 000: the loss history every logging_steps, and every validation."""
+    history = [
+        {key: value for key, value in line.items() if key != "kind"} | {"event": line["kind"]}
+        for line in read_metrics(run / "metrics.jsonl")
+        if line["kind"] != "train" or line["step"] % logging_steps == 0 or line["step"] == 1
+    ]
+    write_json(run / "training_log.json", {"log_history": history})

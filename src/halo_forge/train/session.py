@@ -1,0 +1,283 @@
+"""Everything one training run works with, built once: model, optimizer, order, schedule, splits, fingerprint."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from halo_forge.artifacts import PreparedData
+from halo_forge.chat import Example, read_examples
+from halo_forge.config.schema import Config
+from halo_forge.errors import ConfigError, ConfigProblem, TrainingError
+from halo_forge.models import add_lora, load_model
+from halo_forge.models.compute import Compute
+from halo_forge.models.weights import parameter_names
+from halo_forge.runs import Notify, sha256_json
+from halo_forge.train.attention import set_training_attention
+from halo_forge.train.batches import Batch, Examples, StepOrder, examples_to_batch, pack_by_tokens, step_batches
+from halo_forge.train.loss import weighted_nll_sum
+from halo_forge.train.optimizer import Schedule, make_optimizer, make_schedule
+from halo_forge.train.step import StepSettings, autocast
+
+CPU_MICRO_BATCH_TOKENS = 2048
+"""Larger rows are no faster on two cores (measured), and their activations cost memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processes:
+    rank: int
+    count: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    config: Config
+    directory: Path
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    optimizer: torch.optim.AdamW
+    parameter_names: dict[torch.nn.Parameter, str]
+    order: StepOrder
+    schedule: Schedule
+    step_settings: StepSettings
+    max_tokens: int | None  # per micro-batch; None = unpacked
+    examples_per_batch: int
+    train: Examples
+    validation: Examples
+    compute: Compute
+    processes: Processes
+    attention: str
+    fingerprint: str
+
+    @property
+    def num_steps(self) -> int:
+        return self.schedule.num_steps
+
+    def batches_of(self, step: int) -> list[Batch]:
+        """This process's micro-batches of one optimizer step."""
+        examples = self.examples_of(step)[self.processes.rank :: self.processes.count]
+        batches = step_batches(examples, max_tokens=self.max_tokens, examples_per_batch=self.examples_per_batch)
+        if self.config.training.dataloader_pin_memory and self.compute.device.type == "cuda":
+            return [batch.pin_memory() for batch in batches]
+        return batches
+
+    def examples_of(self, step: int) -> list[Example]:
+        return [self.train[int(index)] for index in self.order.indices(step)]
+
+    def steps_from(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
+        """(step, micro-batches) in order; with worker threads, batches are built ahead of the loop."""
+        workers = self.config.training.dataloader_num_workers
+        if workers == 0:
+            for step in range(first, self.num_steps):
+                yield step, self.batches_of(step)
+            return
+        with ThreadPoolExecutor(workers, thread_name_prefix="batches") as pool:
+            ahead = [pool.submit(self.batches_of, step) for step in range(first, min(first + workers, self.num_steps))]
+            for step in range(first, self.num_steps):
+                batches = ahead.pop(0).result()
+                if step + workers < self.num_steps:
+                    ahead.append(pool.submit(self.batches_of, step + workers))
+                yield step, batches
+
+    @torch.no_grad()
+    def validation_loss(self) -> float | None:
+        """Weighted mean nll over the validation split, in nats per supervised token; None without rows."""
+        if not len(self.validation):
+            return None
+        mine = [self.validation[i] for i in range(self.processes.rank, len(self.validation), self.processes.count)]
+        groups = (
+            [[i] for i in range(len(mine))]
+            if self.max_tokens is None
+            else pack_by_tokens([len(example.input_ids) for example in mine], self.max_tokens)
+        )
+        total = torch.zeros(2, dtype=torch.float64)
+        self.model.eval()
+        try:
+            for group in groups:
+                batch = examples_to_batch([mine[i] for i in group])
+                with autocast(self.compute.device, self.compute.precision):
+                    nll = weighted_nll_sum(self.model, batch.to(self.compute.device))
+                total += torch.tensor([float(nll), float(batch.weights.sum())], dtype=torch.float64)
+        finally:
+            self.model.train()
+        if dist.is_initialized():
+            dist.all_reduce(total)
+        return float(total[0] / total[1])
+
+
+def current_processes() -> Processes:
+    """From torchrun's environment through the process group, if one is initialised."""
+    if not dist.is_initialized():
+        return Processes(rank=0, count=1)
+    return Processes(rank=dist.get_rank(), count=dist.get_world_size())
+
+
+def step_order(config: Config, num_examples: int, num_processes: int) -> StepOrder:
+    training = config.training
+    return StepOrder(
+        num_examples=num_examples,
+        examples_per_step=training.per_device_train_batch_size * training.gradient_accumulation_steps * num_processes,
+        seed=training.seed,
+    )
+
+
+def num_training_steps(config: Config, order: StepOrder) -> int:
+    if config.training.max_steps is not None:
+        return config.training.max_steps
+    return max(1, math.ceil(config.training.num_train_epochs * order.steps_per_epoch - 1e-9))
+
+
+def step_counts(config: Config, num_examples: int) -> tuple[int, int, float]:
+    """(optimizer steps, examples in each, epochs) of a run on one process."""
+    order = step_order(config, num_examples, 1)
+    num_steps = num_training_steps(config, order)
+    return num_steps, order.examples_per_step, num_steps / order.steps_per_epoch
+
+
+def open_session(
+    config: Config,
+    directory: Path,
+    prepared: PreparedData,
+    tokenizer: PreTrainedTokenizerBase,
+    compute: Compute,
+    notify: Notify,
+) -> Session:
+    """Load the model, attach adapters, choose the attention and prove it. Raises TrainingError, ModelNotFound."""
+    training, processes = config.training, current_processes()
+    train = read_examples(directory / prepared.splits["train"].examples)
+    validation = read_examples(directory / prepared.splits["validation"].examples)
+    if training.early_stopping and not len(validation):
+        raise ConfigError(
+            [
+                ConfigProblem(
+                    message="early stopping needs validation rows",
+                    where="training.early_stopping",
+                    suggestion="set data.validation_split or data.validation_file",
+                )
+            ]
+        )
+    order = step_order(config, len(train), processes.count)
+    model = load_training_model(config, compute)
+    probe = examples_to_batch([_first_tokens(train[i % len(train)], 16 - 5 * i) for i in range(2)])
+    with autocast(compute.device, compute.precision):
+        attention = set_training_attention(
+            model.get_base_model() if isinstance(model, PeftModel) else model,
+            config.model.attn_implementation,
+            probe.to(compute.device),
+        )
+    if attention == "unpacked":
+        notify("note", {"text": "this model cannot keep packed documents apart: every document runs alone (slower)"})
+    if training.gradient_checkpointing:
+        recompute_activations(model)
+    model.train()
+    packed = training.packing and attention != "unpacked"
+    return Session(
+        config=config,
+        directory=directory,
+        model=model,
+        tokenizer=tokenizer,
+        optimizer=make_optimizer(model.parameters(), training),
+        parameter_names=parameter_names(model),
+        order=order,
+        schedule=make_schedule(training, config.learning_rate, num_training_steps(config, order)),
+        step_settings=StepSettings(
+            max_grad_norm=training.max_grad_norm,
+            precision=compute.precision,
+            supervised_logits_only=training.supervised_logits_only,
+        ),
+        max_tokens=micro_batch_tokens(config, compute) if packed else None,
+        examples_per_batch=1 if attention == "unpacked" else training.per_device_train_batch_size,
+        train=train,
+        validation=validation,
+        compute=compute,
+        processes=processes,
+        attention=attention,
+        fingerprint=training_fingerprint(config, prepared, compute, processes),
+    )
+
+
+def load_training_model(config: Config, compute: Compute) -> PreTrainedModel | PeftModel:
+    """Full: float32 masters, computed under autocast. LoRA: a frozen base in the compute type, float32 adapters."""
+    is_lora = config.training.method == "lora"
+    half = is_lora and compute.precision == "bfloat16"
+    model = load_model(
+        config.model.name,
+        dtype=torch.bfloat16 if half else torch.float32,
+        device=compute.device,
+        revision=config.model.revision,
+    )
+    model.config.use_cache = False
+    if not is_lora:
+        return model
+    lora = config.lora
+    return add_lora(
+        model,
+        r=lora.r,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        seed=config.training.seed,
+    )
+
+
+def recompute_activations(model: PreTrainedModel | PeftModel) -> None:
+    """Without re-entrance: frozen embeddings then need no gradient of their own, and random numbers are replayed."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    # transformers renamed it in 5.x; the old name warns where the new one exists.
+    enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def micro_batch_tokens(config: Config, compute: Compute) -> int:
+    if config.training.micro_batch_tokens is not None:
+        return config.training.micro_batch_tokens
+    tokens = config.training.per_device_train_batch_size * config.data.max_seq_length
+    return min(tokens, CPU_MICRO_BATCH_TOKENS) if compute.device.type == "cpu" else tokens
+
+
+def training_fingerprint(config: Config, prepared: PreparedData, compute: Compute, processes: Processes) -> str:
+    """What must be equal for a checkpoint to be continued: data, template, tokenizer, model, method, precision,
+    process count. Cadence of logging and saving may change."""
+    return sha256_json(
+        {
+            "data": {name: split.sha256 for name, split in sorted(prepared.splits.items())},
+            "template": prepared.template_sha256,
+            "tokenizer": prepared.tokenizer_sha256,
+            "model": config.model.model_dump(mode="json"),
+            "training": config.training.model_dump(mode="json"),
+            "learning_rate": config.learning_rate,
+            "lora": config.lora.model_dump(mode="json") if config.training.method == "lora" else None,
+            "precision": compute.precision,
+            "device": compute.device.type,
+            "processes": processes.count,
+        }
+    )
+
+
+def _first_tokens(example: Example, num_tokens: int) -> Example:
+    """A short document for the packing proof; its targets do not matter, only that it has one."""
+    if len(example.input_ids) < 2:
+        raise TrainingError("a training example has fewer than two tokens", where=example.conversation_id)
+    ids = example.input_ids[:num_tokens]
+    weights = example.loss_weights[: len(ids)].copy()
+    weights[1] = 1.0
+    return Example(input_ids=ids, loss_weights=weights, conversation_id=example.conversation_id)
+
+
+def use_all_cores() -> None:
+    """torchrun sets OMP_NUM_THREADS=1 for its workers; share the cores evenly instead."""
+    if dist.is_initialized() and os.environ.get("TORCHELASTIC_RUN_ID"):
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

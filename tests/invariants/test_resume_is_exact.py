@@ -1,0 +1,177 @@
+"""Resumed = uninterrupted, bit for bit: at every kind of stop, in chains, with dropout on."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from halo_forge.errors import CheckpointError, Interrupted, UsageError
+from halo_forge.train.checkpoint import list_checkpoints, verify_checkpoint
+from training_runs import final_weights, losses, prepared_run, train_now, train_until_killed
+
+# 48 training rows of 60, 8 a step: 6 steps an epoch, 12 in all; validation every 4.
+CADENCE: dict[str, Any] = {"output.save_steps": 3, "eval_steps": 4, "output.save_total_limit": 2}
+
+
+def interrupting_before_micro_batch(number: int) -> Any:
+    counter = itertools.count()
+
+    def check() -> None:
+        if next(counter) == number:
+            raise Interrupted("stopped by a test")
+
+    return check
+
+
+@pytest.fixture(scope="module", params=["lora", "full"])
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    method: str, tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    output = tmp_path_factory.mktemp("whole") / "run"
+    train_now(prepared_run(tiny_tokenizer, tiny_model_dir, output, method=method, **CADENCE))
+    assert len(losses(output)) == 12
+    return output
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    assert losses(one) == losses(two)
+    assert final_weights(one) == final_weights(two)
+    for pointer in ("best_val", "best_train", "latest"):
+        assert (one / pointer).resolve().name == (two / pointer).resolve().name, pointer
+
+
+@pytest.mark.parametrize("stops", [[0], [1], [5], [6], [11], [2, 2, 1, 3], [1] * 9], ids=str)
+def test_interrupted_at_a_step(
+    stops: list[int],
+    method: str,
+    uninterrupted: Path,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    tiny_model_dir: Path,
+    tmp_path: Path,
+) -> None:
+    """Before the first step, inside an epoch, on its edge, at the end, and in chains of up to nine resumes."""
+    output = tmp_path / "run"
+    prepared = prepared_run(tiny_tokenizer, tiny_model_dir, output, method=method, **CADENCE)
+    for stop in stops:
+        with pytest.raises(Interrupted):
+            train_now(prepared, check=interrupting_before_micro_batch(stop))
+    train_now(prepared)
+    assert_same_run(output, uninterrupted)
+
+
+def test_killed_at_every_file_operation_of_its_saves(
+    method: str, uninterrupted: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at a spread of all fsync/rename calls; the next process goes on by itself."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training_runs"])
+    output = tmp_path / "run"
+    arguments = {"method": method, **CADENCE}
+    kills = 0
+    for die_at in (2, 9, 14, 18, 23, 31, 37):
+        process = context.Process(target=train_until_killed, args=(str(tiny_model_dir), str(output), arguments, die_at))
+        process.start()
+        process.join(120)
+        assert process.exitcode in (0, -signal.SIGKILL)
+        kills += process.exitcode != 0
+    assert kills >= 4
+    process = context.Process(target=train_until_killed, args=(str(tiny_model_dir), str(output), arguments, None))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    assert_same_run(output, uninterrupted)
+
+
+def num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_killed_at_random_times(method: str, uninterrupted: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """SIGKILL from outside, at a random moment a few steps further each time, often between two checkpoints."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["training_runs"])
+    output = tmp_path / "run"
+    metrics = output / "metrics.jsonl"
+    rng = random.Random(20_24)
+    arguments = {"method": method, **CADENCE}
+    kills = 0
+    for target in (1, 2, 5, 8, 11):
+        process = context.Process(target=train_until_killed, args=(str(tiny_model_dir), str(output), arguments, None))
+        process.start()
+        while process.is_alive() and num_lines(metrics) < target:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.03))
+        process.kill()
+        process.join(60)
+        kills += process.exitcode == -signal.SIGKILL
+    assert kills >= 4
+    process = context.Process(target=train_until_killed, args=(str(tiny_model_dir), str(output), arguments, None))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    assert_same_run(output, uninterrupted)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_said(
+    method: str, uninterrupted: Path, tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    prepared = prepared_run(tiny_tokenizer, tiny_model_dir, output, method=method, **CADENCE)
+    with pytest.raises(Interrupted):
+        train_now(prepared, check=interrupting_before_micro_batch(8))
+    newest = list_checkpoints(output)[0]
+    weights = next(newest.glob("*model.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    notes: list[str] = []
+    train_now(prepared, notify=lambda event, fields: notes.append(fields["text"]) if event == "note" else None)
+    assert any(newest.name in note and "does not match its hash" in note for note in notes)
+    assert_same_run(output, uninterrupted)
+
+
+def test_going_back_to_a_checkpoint_repeats_the_same_steps(
+    method: str, uninterrupted: Path, tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    prepared = prepared_run(tiny_tokenizer, tiny_model_dir, output, method=method, **CADENCE)
+    train_now(prepared)
+    oldest = list_checkpoints(output)[-1]
+    train_now(prepared, resume_from=oldest)
+    assert_same_run(output, uninterrupted)
+    with pytest.raises(UsageError, match="needs a checkpoint of this run"):
+        train_now(prepared, resume_from=tmp_path)
+
+
+def test_only_damaged_checkpoints_never_start_over_silently(
+    method: str, tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    prepared = prepared_run(tiny_tokenizer, tiny_model_dir, output, method=method, **CADENCE)
+    with pytest.raises(Interrupted):
+        train_now(prepared, check=interrupting_before_micro_batch(2))
+    for path in list_checkpoints(output):
+        (path / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="--fresh"):
+        train_now(prepared)
+
+
+def test_rotation_keeps_the_limit_and_everything_that_is_pointed_at(uninterrupted: Path) -> None:
+    kept = {path.name for path in list_checkpoints(uninterrupted)}
+    pointed = {(uninterrupted / name).resolve().name for name in ("best_val", "best_train", "latest")}
+    assert pointed <= kept
+    assert len(kept) <= max(CADENCE["output.save_total_limit"], len(pointed))
+    assert all(verify_checkpoint(uninterrupted / name) is None for name in kept)

@@ -1,0 +1,114 @@
+"""What halo-forge saves is what anybody loads: plain transformers and peft, in a process that knows nothing of us,
+answer with the same numbers; and an adapter folded into its model answers as the two together."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from halo_forge.models.adapters import add_lora
+from halo_forge.models.load import load_model, load_tokenizer
+from halo_forge.models.save import load_trained, merge_adapter, save_final
+
+PROMPT = [{"role": "user", "content": "What is 12 + 30?"}]
+# Loads argv[1] three ways and prints the logits of the rendered prompt, without halo-forge.
+STRANGER = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+directory, prompt, adapter = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3] == "adapter"
+answers = {}
+for folder in (directory, directory + "/tokenizer"):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    answers[folder.rpartition("/")[2]] = ids
+loaders = [AutoModelForCausalLM]
+if adapter:
+    from peft import AutoPeftModelForCausalLM
+    loaders.append(AutoPeftModelForCausalLM)
+for loader in loaders:
+    model = loader.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        answers[loader.__name__] = model(torch.tensor([ids])).logits[0, -1].tolist()
+    stops = model.generation_config.eos_token_id
+    answers.setdefault("stops", stops)
+assert "halo_forge" not in sys.modules
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(params=["adapter", "full"])
+def trained(request: pytest.FixtureRequest, tiny_llama, tiny_tokenizer, tiny_model_dir: Path, tmp_path: Path):
+    """(kind, model in memory, its final_model/)"""
+    model = tiny_llama(seed=3) if request.param == "full" else random_adapter(tiny_llama(seed=0))
+    return request.param, model, save_final(model, tiny_tokenizer, tmp_path / "final_model", str(tiny_model_dir))
+
+
+def random_adapter(model):
+    """An adapter that changes the model visibly, as training would."""
+    adapted = add_lora(model, r=8, alpha=16, dropout=0.1, target_modules="all-linear", seed=1).eval()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return adapted
+
+
+def test_a_stranger_loads_the_same_model(trained, tiny_tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, model, directory = trained
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    child = subprocess.run(
+        [sys.executable, "-c", STRANGER, str(directory), json.dumps(PROMPT), kind],
+        capture_output=True, text=True, check=False, cwd="/",
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr
+    answers = json.loads(child.stdout)
+    ids = tiny_tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert answers["final_model"] == answers["tokenizer"] == ids
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0, -1]
+    loaders = ["AutoModelForCausalLM"] + ["AutoPeftModelForCausalLM"] * (kind == "adapter")
+    for name in loaders:
+        assert torch.equal(torch.tensor(answers[name]), expected), name
+    if kind == "full":
+        assert answers["stops"] == 2
+
+
+def test_a_merged_adapter_answers_as_the_adapter(tiny_llama, tiny_tokenizer, tiny_model_dir: Path, tmp_path: Path):
+    adapted = random_adapter(tiny_llama(seed=0))
+    ids = torch.randint(3, 512, (4, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        base, tuned = tiny_llama(seed=0)(ids).logits, adapted(ids).logits
+    directory = save_final(adapted, tiny_tokenizer, tmp_path / "final_model", str(tiny_model_dir))
+    merged = merge_adapter(load_model(str(tiny_model_dir), dtype=torch.float32), directory)
+    with torch.no_grad():
+        answer = merged(ids).logits
+    assert type(merged).__name__ == "LlamaForCausalLM"
+    assert not [name for name, _ in merged.named_modules() if "lora" in name]
+    assert (answer - tuned).abs().max() < 1e-4
+    assert (tuned - base).abs().max() > 0.1
+    # A merged model is a model: saved and loaded, it still answers the same.
+    again = load_trained(
+        save_final(merged, tiny_tokenizer, tmp_path / "merged", str(tiny_model_dir)), dtype=torch.float32
+    )
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, answer)
+
+
+@pytest.mark.slow
+def test_merging_holds_on_the_real_model(smollm2_path: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(smollm2_path))
+    adapted = random_adapter(load_model(str(smollm2_path), dtype=torch.float32))
+    directory = save_final(adapted, tokenizer, tmp_path / "final_model", str(smollm2_path))
+    ids = torch.tensor([tokenizer("The capital of France is Paris. " * 8)["input_ids"]])
+    with torch.no_grad():
+        tuned = adapted(ids).logits
+        merged = merge_adapter(load_model(str(smollm2_path), dtype=torch.float32), directory)(ids).logits
+    scale = tuned.abs().max()
+    assert (merged - tuned).abs().max() < 1e-4 * scale
+    assert (merged.argmax(-1) == tuned.argmax(-1)).float().mean() >= 0.99

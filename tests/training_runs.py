@@ -1,0 +1,136 @@
+"""Small real training runs for tests: rows through the real data stage, a tiny Llama, a run directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from halo_forge.artifacts import PreparedData, TrainedModel
+from halo_forge.config import Config, load_config
+from halo_forge.data import prepare
+from halo_forge.models.compute import Compute
+from halo_forge.runs import RunDirectory
+from halo_forge.train import train
+
+WORDS = ["apple", "river", "stone", "cloud", "lamp", "green", "seven", "quick", "paper", "door"]
+CPU = torch.device("cpu")
+
+
+def write_rows(path: Path, num_rows: int) -> Path:
+    """Rows of clearly different lengths, so that a mean of means, a leak or a wrong order shows."""
+    with open(path, "w") as file:
+        for i in range(num_rows):
+            question = " ".join(WORDS[(i * 3 + k) % len(WORDS)] for k in range(1 + i % 5)) + f" {i}?"
+            answer = " ".join(WORDS[(i + k * k) % len(WORDS)] for k in range(1 + (i * 7) % 13)) + "."
+            file.write(json.dumps({"question": question, "answer": answer}) + "\n")
+    return path
+
+
+@dataclass
+class Prepared:
+    config: Config
+    run: RunDirectory
+    data: PreparedData
+    tokenizer: PreTrainedTokenizerBase
+
+
+def settings(model: Path, rows: Path, output: Path, **training: Any) -> dict[str, tuple[Any, str]]:
+    """Flags for load_config. Keys of `training` may be dotted for other sections ("lora.r")."""
+    values: dict[str, Any] = {
+        "model.name": str(model),
+        "data.train_file": str(rows),
+        "data.validation_split": 0.1,
+        "data.holdout_split": 0.1,
+        "data.max_seq_length": 256,
+        "output.dir": str(output),
+        "output.save_steps": 1000,
+        "training.per_device_train_batch_size": 4,
+        "training.gradient_accumulation_steps": 2,
+        "training.num_train_epochs": 2,
+        "training.learning_rate": 1e-3,
+        "training.bf16": False,
+        "lora.r": 4,
+        "lora.dropout": 0.1,
+    }
+    values |= {(key if "." in key else f"training.{key}"): value for key, value in training.items()}
+    return {key: (value, "test") for key, value in values.items()}
+
+
+def prepared_run(
+    tokenizer: PreTrainedTokenizerBase, model: Path, output: Path, num_rows: int = 60, **training: Any
+) -> Prepared:
+    output.mkdir(parents=True, exist_ok=True)
+    rows = write_rows(output.parent / f"rows-{num_rows}.jsonl", num_rows)
+    config = load_config(flags=settings(model, rows, output, **training)).config
+    run = RunDirectory.open(output)
+    return Prepared(config, run, prepare(config, run, tokenizer), tokenizer)
+
+
+def train_now(prepared: Prepared, **options: Any) -> TrainedModel:
+    compute = options.pop("compute", Compute(device=CPU, precision="float32"))
+    return train(prepared.config, prepared.run, prepared.data, prepared.tokenizer, compute=compute, **options)
+
+
+def final_weights(run: Path) -> str:
+    """Hash of the trained tensors of final_model/."""
+    names = sorted((run / "final_model").glob("*.safetensors"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in names)).hexdigest()
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+def train_until_killed(model: str, output: str, training: dict[str, Any], die_at_call: int | None) -> None:
+    """For a child process: train, and die by SIGKILL at the n-th durable file operation (None = never).
+
+    Counted are the calls that order a save: fsync, rename, replace. Between two of them nothing else can differ after
+    a crash, so all n together are all crash points.
+    """
+    torch.set_num_threads(1)
+    calls = 0
+
+    def dying(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == die_at_call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    from transformers import AutoTokenizer
+
+    prepared = prepared_run(AutoTokenizer.from_pretrained(model), Path(model), Path(output), **training)
+    if die_at_call is not None:
+        os.fsync, os.rename, os.replace = dying(os.fsync), dying(os.rename), dying(os.replace)
+    train_now(prepared)
+    if die_at_call is None:
+        (Path(output) / "calls.txt").write_text(str(calls))
+
+
+def train_two_ranks(rank: int, port: int, model: str, output: str, training: dict[str, Any]) -> None:
+    """For a child process: one of two gloo ranks over the same run directory, prepared beforehand by the parent."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.distributed.init_process_group("gloo")
+    from transformers import AutoTokenizer
+
+    from halo_forge.data import load_prepared
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rows = Path(output).parent / "rows-60.jsonl"
+    config = load_config(flags=settings(Path(model), rows, Path(output), **training)).config
+    run = RunDirectory(Path(output))
+    train_now(Prepared(config, run, load_prepared(run), tokenizer))
+    torch.distributed.destroy_process_group()
