@@ -1,0 +1,223 @@
+"""Greedy answers for many prompts: sorted by length, left-padded, rows refilled as they finish.
+
+Axes: B rows of the batch, C columns (tokens of the longest live row), L columns of a prefill.
+
+At each step every row takes its most likely token (argmax of the raw logits; no temperature, no repetition penalty,
+whatever generation_config.json says). In float32 the tokens equal `model.generate(do_sample=False)` of each prompt by
+itself. In bfloat16 two tokens can tie within rounding, and then the batch a prompt shares can decide between them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from halo_forge.evaluate.forward import keep_going, language_model, padded_attention
+from halo_forge.evaluate.kv_cache import SlotLayer, slot_cache
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """token_ids are what the model reads (never empty); any of stop_token_ids ends the answer."""
+
+    token_ids: tuple[int, ...]
+    stop_token_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """token_ids are without the stop token; stopped is False when max_new_tokens (or the model's longest context)
+    cut the answer; text is the decoded token_ids."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    stopped: bool
+
+
+def generate(
+    model: torch.nn.Module,
+    prompts: Sequence[Prompt],
+    *,
+    decode: Callable[[list[int]], str],
+    max_new_tokens: int,
+    batch_size: int,
+    on_finished: Callable[[int, Generation], None] | None = None,
+    check: Callable[[], None] = keep_going,
+) -> list[Generation]:
+    """One Generation per prompt, in the prompts' order.
+
+    on_finished(index, generation) is called as each answer is complete, in order of completion. check is called
+    before every step and raises Interrupted to stop; what on_finished was given by then is complete.
+    """
+    if not all(prompt.token_ids for prompt in prompts):
+        raise ValueError("a prompt has no tokens")
+    inner = language_model(model)
+    longest = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
+    finished: dict[int, Generation] = {}
+
+    def finish(index: int, token_ids: list[int], stopped: bool) -> None:
+        finished[index] = Generation(tuple(token_ids), decode(token_ids), stopped)
+        if on_finished is not None:
+            on_finished(index, finished[index])
+
+    budgets = [
+        max_new_tokens if longest is None else max(0, min(max_new_tokens, longest - len(prompt.token_ids)))
+        for prompt in prompts
+    ]
+    # Longest first: rows that come later always fit into the columns of those before, and memory peaks at once.
+    queue = deque(sorted(range(len(prompts)), key=lambda index: -len(prompts[index].token_ids)))
+    for index in [index for index in queue if not budgets[index]]:
+        queue.remove(index)
+        finish(index, [], False)
+    with torch.no_grad(), padded_attention(inner):
+        while queue:
+            _Decoding(inner, prompts, budgets, finish, longest).run(queue, batch_size, check)
+    return [finished[index] for index in range(len(prompts))]
+
+
+@dataclass(slots=True)
+class _Row:
+    """One slot of the batch. index None: the slot is free. span: columns of its own, prompt and answer."""
+
+    index: int | None
+    span: int
+    token_ids: list[int]
+
+
+class _Decoding:
+    """A batch while it decodes. Tensors: mask bool [B, C], next_ids and positions int64 [B] of the token to be fed."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Prompt],
+        budgets: Sequence[int],
+        finish: Callable[[int, list[int], bool], None],
+        longest: int | None,
+    ) -> None:
+        self.model, self.prompts, self.budgets, self.finish = model, prompts, budgets, finish
+        self.last_position = None if longest is None else longest - 1
+        self.rows: list[_Row] = []
+
+    def run(self, queue: deque[int], batch_size: int, check: Callable[[], None]) -> None:
+        """Answer prompts of the queue until no row is live; returns with a non-empty queue only when all rows
+        finished at once, or the model's cache cannot take new rows."""
+        check()
+        taken = [queue.popleft() for _ in range(min(batch_size, len(queue)))]
+        self.cache, self.mask, self.next_ids, self.positions = self._prefill(taken)
+        self.slots = _slot_layers(self.cache)
+        self.rows = [_Row(index, len(self.prompts[index].token_ids), []) for index in taken]
+        self._take_tokens(range(len(self.rows)))
+        while any(row.index is not None for row in self.rows):
+            check()
+            if self.slots:
+                self._use_free_rows(queue)
+            if any(row.index is not None for row in self.rows):
+                self._step()
+
+    def _prefill(self, indices: Sequence[int]) -> tuple[Cache, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Read prompts, left-padded to L columns: (cache, mask [B, L], first tokens [B], their positions [B])."""
+        device = self.model.device
+        lengths = [len(self.prompts[index].token_ids) for index in indices]
+        num_columns = max(lengths)
+        input_ids = torch.zeros((len(indices), num_columns), dtype=torch.int64)
+        mask = torch.zeros((len(indices), num_columns), dtype=torch.bool)
+        for row, index in enumerate(indices):
+            input_ids[row, num_columns - lengths[row] :] = torch.tensor(self.prompts[index].token_ids)
+            mask[row, num_columns - lengths[row] :] = True
+        positions = (mask.cumsum(1) - 1).clamp_(min=0)
+        cache = slot_cache(self.model.config) or DynamicCache(config=self.model.config)
+        logits = self.model(
+            input_ids=input_ids.to(device),
+            attention_mask=mask.to(device),
+            position_ids=positions.to(device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        next_positions = torch.tensor(lengths, device=device)
+        return cache, mask.to(device), logits[:, -1].argmax(-1), next_positions
+
+    def _step(self) -> None:
+        """Feed every row its last token and take the next one."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.rows), 1))], dim=1)
+        if self.last_position is not None:
+            # Rows that are done are fed along until their slot is used again; a learned position table has an end.
+            self.positions.clamp_(max=self.last_position)
+        logits = self.model(
+            input_ids=self.next_ids[:, None],
+            attention_mask=self.mask,
+            position_ids=self.positions[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits
+        self.next_ids = logits[:, -1].argmax(-1)
+        self.positions = self.positions + 1
+        for row in self.rows:
+            row.span += 1
+        self._take_tokens(range(len(self.rows)))
+
+    def _take_tokens(self, rows: Sequence[int]) -> None:
+        """Give each live row its next token; a stop token or the last of its budget frees the row."""
+        next_ids = self.next_ids.tolist()
+        for row in rows:
+            state = self.rows[row]
+            if state.index is None:
+                continue
+            stopped = next_ids[row] in self.prompts[state.index].stop_token_ids
+            if not stopped:
+                state.token_ids.append(next_ids[row])
+            if stopped or len(state.token_ids) == self.budgets[state.index]:
+                self.finish(state.index, state.token_ids, stopped)
+                state.index = None
+
+    def _use_free_rows(self, queue: deque[int]) -> None:
+        """Put waiting prompts into free rows; with none waiting, go on with fewer rows."""
+        while queue and any(row.index is not None for row in self.rows):
+            free = [number for number, row in enumerate(self.rows) if row.index is None]
+            # A prefill for one row costs nearly as much as for a few: wait until an eighth of the batch is free.
+            if len(free) < max(1, len(self.rows) // 8):
+                return
+            taken = [queue.popleft() for _ in range(min(len(free), len(queue)))]
+            self._refill(free[: len(taken)], taken)
+        live = [number for number, row in enumerate(self.rows) if row.index is not None]
+        if live and len(live) <= 3 * len(self.rows) // 4:
+            self._keep(live)
+
+    def _refill(self, rows: list[int], indices: list[int]) -> None:
+        cache, mask, next_ids, positions = self._prefill(indices)
+        for layer, prefilled in zip(self.slots, _slot_layers(cache), strict=True):
+            layer.replace_rows(rows, prefilled)
+        at = torch.tensor(rows, device=self.mask.device)
+        self.mask[at] = False
+        self.mask[at, self.mask.shape[1] - mask.shape[1] :] = mask
+        self.next_ids[at], self.positions[at] = next_ids, positions
+        for row, index in zip(rows, indices, strict=True):
+            self.rows[row] = _Row(index, len(self.prompts[index].token_ids), [])
+        self._drop_unused_columns()
+        self._take_tokens(rows)
+
+    def _keep(self, live: list[int]) -> None:
+        at = torch.tensor(live, device=self.mask.device)
+        for layer in self.slots:
+            layer.keep_rows(at)
+        self.mask, self.next_ids, self.positions = self.mask[at], self.next_ids[at], self.positions[at]
+        self.rows = [self.rows[row] for row in live]
+        self._drop_unused_columns()
+
+    def _drop_unused_columns(self) -> None:
+        unused = self.mask.shape[1] - max(row.span for row in self.rows if row.index is not None)
+        if unused:
+            self.mask = self.mask[:, unused:]
+            for layer in self.slots:
+                layer.drop_leading(unused)
+
+
+def _slot_layers(cache: Cache) -> list[SlotLayer]:
+    """The layers whose rows can be replaced: all of a cache or none (see `slot_cache`)."""
+    return [layer for layer in cache.layers if isinstance(layer, SlotLayer)]

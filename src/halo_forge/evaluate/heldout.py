@@ -1,0 +1,132 @@
+"""Likelihood of held-out answers: nats per supervised token, for each example by itself.
+
+Axes: B examples of a batch, T tokens of the longest, S supervised positions, D hidden size, V vocabulary.
+
+Right-padded batches of similar lengths and no mask: attention is causal, so no token ever sees the padding after it,
+and an example's number does not depend on what shares its batch. Vocabulary logits are computed at the S supervised
+positions alone, a chunk at a time, in float32 from there on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedModel
+
+from halo_forge.chat.records import Example
+from halo_forge.evaluate.forward import Precision, computing_in, keep_going, language_model, padded_attention
+
+LOGITS_PER_CHUNK = 16_000_000
+"""Vocabulary logits held at once: 64 MB in float32."""
+PROBE_TOKENS = 4
+
+
+def answer_nll(
+    model: torch.nn.Module,
+    examples: Sequence[Example],
+    *,
+    max_tokens_per_batch: int = 2048,
+    precision: Precision = "float32",
+    on_batch: Callable[[list[int], npt.NDArray[np.float64]], None] | None = None,
+    check: Callable[[], None] = keep_going,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """(nll_sum float64 [N] in nats, num_tokens int64 [N]) over the supervised tokens of each example.
+
+    Every token with a positive loss weight counts once: weights steer training, not measurement. A batch holds at
+    most max_tokens_per_batch tokens with padding (a longer example is a batch by itself). on_batch(indices, nll_sums)
+    is called after each batch; check is called before each and raises Interrupted to stop.
+    """
+    inner = language_model(model)
+    nll_sums = np.zeros(len(examples), dtype=np.float64)
+    num_tokens = np.array([example.num_supervised_tokens for example in examples], dtype=np.int64)
+    with torch.no_grad(), padded_attention(inner), computing_in(precision, inner):
+        head_is_plain = bool(examples) and _logits_are_head_of_hidden(inner, examples[0])
+        for indices in batches_by_length([len(example.input_ids) for example in examples], max_tokens_per_batch):
+            check()
+            batch = [examples[index] for index in indices]
+            sums = _batch_nll(inner, batch) if head_is_plain else [_single_nll(inner, example) for example in batch]
+            nll_sums[indices] = sums
+            if on_batch is not None:
+                on_batch(indices, nll_sums[indices])
+    return nll_sums, num_tokens
+
+
+def batches_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices grouped so that longest x count <= max_tokens; longest first, so that memory peaks at once."""
+    batch: list[int] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        longest = max(longest, lengths[index])
+        if batch and longest * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch, longest = [], lengths[index]
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _batch_nll(model: PreTrainedModel, batch: Sequence[Example]) -> npt.NDArray[np.float64]:
+    """nll sums [B]: hidden states of the whole batch, logits of its supervised positions."""
+    device = model.device
+    input_ids = torch.zeros((len(batch), max(len(example.input_ids) for example in batch)), dtype=torch.int64)
+    rows, positions = [], []
+    for row, example in enumerate(batch):
+        input_ids[row, : len(example.input_ids)] = torch.from_numpy(example.input_ids.astype(np.int64))
+        supervised = np.flatnonzero(example.loss_weights > 0)
+        rows.append(np.full(len(supervised), row))
+        positions.append(supervised)
+    row_of = torch.from_numpy(np.concatenate(rows)).to(device)
+    position_of = torch.from_numpy(np.concatenate(positions)).to(device)
+    input_ids = input_ids.to(device)
+    # The token at position t is predicted by the hidden state at t - 1.
+    hidden = _hidden_states(model, input_ids)[row_of, position_of - 1]  # [S, D]
+    targets = input_ids[row_of, position_of]
+    nll = torch.cat([
+        _token_nll(model.get_output_embeddings()(chunk), chunk_targets)
+        for chunk, chunk_targets in _chunks(hidden, targets, _vocabulary_size(model))
+    ])  # fmt: skip
+    sums = torch.zeros(len(batch), dtype=torch.float64, device=nll.device).index_add_(0, row_of, nll)
+    return sums.cpu().numpy()
+
+
+def _single_nll(model: PreTrainedModel, example: Example) -> float:
+    """The nll sum of one example by the model's own forward pass, which also covers logits that are scaled or capped
+    after the head."""
+    input_ids = torch.from_numpy(example.input_ids.astype(np.int64)).to(model.device)
+    supervised = torch.from_numpy(np.flatnonzero(example.loss_weights > 0)).to(model.device)
+    logits = model(input_ids=input_ids[None], use_cache=False, logits_to_keep=supervised - 1).logits[0]
+    return float(_token_nll(logits, input_ids[supervised]).sum())
+
+
+def _token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-log p(target), float64 [S], from logits [S, V]."""
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none").double()
+
+
+def _chunks(
+    hidden: torch.Tensor, targets: torch.Tensor, vocabulary_size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    size = max(1, LOGITS_PER_CHUNK // vocabulary_size)
+    return zip(hidden.split(size), targets.split(size), strict=True)
+
+
+def _hidden_states(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    return model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+
+
+def _vocabulary_size(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _logits_are_head_of_hidden(model: PreTrainedModel, example: Example) -> bool:
+    """Whether this family's logits are its output head applied to the last hidden states and nothing more. Tried, not
+    assumed: some scale or cap them afterwards, and would be measured wrong."""
+    input_ids = torch.from_numpy(example.input_ids[:PROBE_TOKENS].astype(np.int64))[None].to(model.device)
+    head = model.get_output_embeddings()
+    if head is None or model.base_model is model:
+        return False
+    expected = model(input_ids=input_ids, use_cache=False).logits
+    return torch.equal(head(_hidden_states(model, input_ids)), expected)

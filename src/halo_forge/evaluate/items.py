@@ -1,0 +1,109 @@
+"""Holdout rows -> items: what is asked, what is expected, and the tokens whose likelihood counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from halo_forge.artifacts import PreparedData, SplitReport
+from halo_forge.chat import ChatEncoder, Conversation, Example, prompt_and_reference, read_conversations
+from halo_forge.config.schema import Config
+from halo_forge.errors import DataError, RowError
+from halo_forge.evaluate.generate import Prompt
+from halo_forge.runs import RunDirectory, sha256_file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """example None: the row's answer cannot be measured. prompt None: no answer is generated (a plain text, a row
+    without a question, or one beyond evaluation.max_prompts); then prompt_text and reference are empty."""
+
+    id: str
+    example: Example | None
+    prompt: Prompt | None
+    prompt_text: str = ""
+    reference: str = ""
+
+
+def read_holdout(run: RunDirectory, prepared: PreparedData) -> list[Conversation]:
+    """The frozen holdout rows. DataError when the file is gone or is no longer the one that was frozen."""
+    split = prepared.splits.get("holdout")
+    if split is None or not split.rows:
+        return []
+    check_unchanged(run, split)
+    return read_conversations(run.file(split.conversations))
+
+
+def check_unchanged(run: RunDirectory, split: SplitReport) -> None:
+    path = run.file(split.conversations)
+    found = sha256_file(path) if path.is_file() else "no such file"
+    if found != split.sha256:
+        raise DataError(
+            "the holdout is not the one that was frozen when the data was prepared, so nothing measured on it would "
+            f"be comparable: found {found}",
+            where=str(path),
+            expected=f"sha256 {split.sha256}",
+            fix="restore the file, or prepare the data again in a new output directory",
+        )
+
+
+def conversations_to_items(
+    conversations: Sequence[Conversation], config: Config, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Item], list[str]]:
+    """One item per row, in order, and what could not be measured, in words.
+
+    The likelihood counts the last answer of each row (all of a plain text). When evaluation.max_prompts cuts the rows
+    that are answered, the ones with the smallest content hash are taken: the same ones in any order of the file.
+    """
+    encoder = ChatEncoder(
+        tokenizer,
+        max_seq_length=prepared.max_seq_length,
+        train_on="last_assistant",
+        overlong="truncate" if config.data.overlong == "truncate" else "drop",
+    )
+    lost: Counter[str] = Counter()
+    examples = [_example(conversation, encoder, lost) for conversation in conversations]
+    asked = [index for index, row in enumerate(conversations) if row.messages[0].role != "document"]
+    asked.sort(key=lambda index: conversations[index].id)
+    chosen = set(asked[: config.evaluation.max_prompts])
+    items = []
+    for index, conversation in enumerate(conversations):
+        question = _question(conversation, tokenizer, lost) if index in chosen else None
+        if question is None:
+            items.append(Item(id=conversation.id, example=examples[index], prompt=None))
+            continue
+        prompt, reference = question
+        text = decode(tokenizer, list(prompt.token_ids))
+        items.append(
+            Item(
+                id=conversation.id, example=examples[index], prompt=prompt, prompt_text=text, reference=reference
+            )
+        )  # fmt: skip
+    return items, [f"{count} holdout rows could not be used: {code}" for code, count in lost.items()]
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
+    """Text of tokens exactly as they are: special tokens shown, spaces untouched."""
+    return str(tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _example(conversation: Conversation, encoder: ChatEncoder, lost: Counter[str]) -> Example | None:
+    try:
+        return encoder.encode(conversation).example
+    except RowError as error:
+        lost[f"likelihood ({error.code})"] += 1
+        return None
+
+
+def _question(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, lost: Counter[str]
+) -> tuple[Prompt, str] | None:
+    try:
+        token_ids, reference, stop_token_ids = prompt_and_reference(conversation, tokenizer)
+    except RowError as error:
+        lost[f"answer ({error.code})"] += 1
+        return None
+    return Prompt(tuple(token_ids), frozenset(stop_token_ids)), reference

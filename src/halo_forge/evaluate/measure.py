@@ -1,0 +1,129 @@
+"""What one model does with the items: likelihoods and answers, from the cache where they are known already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from halo_forge.config.schema import EvaluationSection
+from halo_forge.evaluate.answer_cache import AnswerCache, cache_name, example_key, prompt_key
+from halo_forge.evaluate.forward import Precision, language_model
+from halo_forge.evaluate.generate import Generation, generate
+from halo_forge.evaluate.heldout import answer_nll
+from halo_forge.evaluate.items import Item, decode
+from halo_forge.evaluate.scorers import Answer
+from halo_forge.runs import Notify
+
+MAX_TOKENS_PER_BATCH = {"cpu": 2048}
+MAX_TOKENS_PER_BATCH_ON_GPU = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """nll_sums and num_tokens [N]: nats and count of the reference answer's tokens (nan and 0 where an item has no
+    example). answers [N]: None where an item has no prompt. cache: the file that holds all of it."""
+
+    nll_sums: npt.NDArray[np.float64]
+    num_tokens: npt.NDArray[np.int64]
+    answers: list[Answer | None]
+    dtype: str
+    cache: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measuring:
+    """How to measure: the same for base and tuned."""
+
+    settings: EvaluationSection
+    precision: Precision
+    tokenizer: PreTrainedTokenizerBase
+    cache_directory: Path
+    notify: Notify
+    check: Callable[[], None]
+
+
+def measure_model(
+    model: torch.nn.Module, which: Literal["base", "tuned"], items: Sequence[Item], how: Measuring
+) -> Measured:
+    """Likelihoods first (they fail soonest), then answers. Raises Interrupted through how.check; finished work stays
+    in the cache."""
+    dtype = str(language_model(model).dtype).removeprefix("torch.")
+    keyed_on = {"max_new_tokens": how.settings.max_new_tokens, "dtype": dtype, "precision": how.precision}
+    path = how.cache_directory / cache_name(model, keyed_on, adapters=which == "tuned")
+    with AnswerCache(path) as cache:
+        nll_sums, num_tokens = _measure_likelihoods(model, items, cache, how)
+        answers = _measure_answers(model, which, items, cache, how)
+    return Measured(nll_sums, num_tokens, answers, dtype, path)
+
+
+def _measure_likelihoods(
+    model: torch.nn.Module, items: Sequence[Item], cache: AnswerCache, how: Measuring
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    examples = {example_key(item.example): item.example for item in items if item.example is not None}
+    missing = [key for key in examples if cache.nll_sum(key) is None]
+
+    def keep(indices: list[int], sums: npt.NDArray[np.float64]) -> None:
+        for index, value in zip(indices, sums.tolist(), strict=True):
+            cache.keep(missing[index], nll_sum=value)
+
+    answer_nll(
+        model,
+        [examples[key] for key in missing],
+        max_tokens_per_batch=MAX_TOKENS_PER_BATCH.get(
+            language_model(model).device.type, MAX_TOKENS_PER_BATCH_ON_GPU
+        ),
+        precision=how.precision,
+        on_batch=keep,
+        check=how.check,
+    )  # fmt: skip
+    nll_sums = np.full(len(items), np.nan)
+    num_tokens = np.zeros(len(items), dtype=np.int64)
+    for index, item in enumerate(items):
+        if item.example is not None:
+            nll_sums[index] = cache.nll_sum(example_key(item.example))
+            num_tokens[index] = item.example.num_supervised_tokens
+    return nll_sums, num_tokens
+
+
+def _measure_answers(
+    model: torch.nn.Module, which: str, items: Sequence[Item], cache: AnswerCache, how: Measuring
+) -> list[Answer | None]:
+    prompts = {prompt_key(item.prompt): item.prompt for item in items if item.prompt is not None}
+    missing = [key for key in prompts if cache.answer(key) is None]
+    num_done = len(prompts) - len(missing)
+
+    def tell() -> None:
+        how.notify("eval.progress", {"which": which, "done": num_done, "total": len(prompts)})
+
+    def keep(index: int, generation: Generation) -> None:
+        nonlocal num_done
+        cache.keep(missing[index], token_ids=list(generation.token_ids), stopped=generation.stopped)
+        num_done += 1
+        tell()
+
+    tell()
+    generate(
+        model,
+        [prompts[key] for key in missing],
+        decode=lambda token_ids: decode(how.tokenizer, token_ids),
+        max_new_tokens=how.settings.max_new_tokens,
+        batch_size=how.settings.batch_size,
+        on_finished=keep,
+        check=how.check,
+    )
+    answers: list[Answer | None] = []
+    for item in items:
+        known = cache.answer(prompt_key(item.prompt)) if item.prompt is not None else None
+        if known is None:
+            answers.append(None)
+            continue
+        token_ids, stopped = known
+        answers.append(Answer(decode(how.tokenizer, token_ids), len(token_ids), stopped))
+    return answers

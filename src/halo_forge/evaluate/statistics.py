@@ -1,0 +1,252 @@
+"""Intervals for one model's numbers and for the difference of two models on the same items. numpy only.
+
+Two kinds of number, two methods:
+
+yes/no scores   Wilson's interval for a rate and Newcombe's paired interval (method 10 of Statistics in Medicine 17,
+                1998) for a difference of rates. Both are closed forms that stay honest where resampling collapses:
+                60 right of 60 gives 0.94 to 1, not "exactly 1".
+everything else the bootstrap over items, with the tail level widened from the normal to Student's t for n - 1 degrees
+                of freedom (Hesterberg 2015), because a plain bootstrap is too narrow below some fifty items. One
+                model's number is skewed and gets the bias-corrected and accelerated interval (Efron 1987); a
+                difference of two is nearly symmetric and gets percentiles, which cover better there: at 20 items the
+                estimated acceleration is mostly noise. The tests measure the coverage of both.
+
+Base and tuned are always resampled with the same indices: an item brings both its values. Everything is a pure
+function of its arguments; the same seed gives the same interval. Axes: N items, K models, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+
+NORMAL = NormalDist()
+INDICES_PER_CHUNK = 2_000_000
+"""Resample indices held at once (16 MB)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """confidence in (0, 1); num_samples bootstrap resamples drawn with `seed`."""
+
+    confidence: float = 0.95
+    num_samples: int = 2000
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PairedEstimate:
+    """Two models on the same items. An interval is None where the evidence gives none (a single item)."""
+
+    base: float
+    tuned: float
+    delta: float
+    base_interval: Interval | None
+    tuned_interval: Interval | None
+    delta_interval: Interval | None
+
+
+# ------------------------------------------------------------------------------------------------ yes/no scores
+
+
+def wilson_interval(num_yes: float, n: int, confidence: float) -> Interval:
+    """Score interval of a proportion, by Wilson (1927). n >= 1; num_yes may be a fractional sum of scores in [0, 1],
+    for which it is conservative: no such score varies more than a yes/no score with the same mean."""
+    z = NORMAL.inv_cdf(0.5 + confidence / 2)
+    share = num_yes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # At 0 and n the formula gives 0 and 1 only up to rounding.
+    low = 0.0 if num_yes <= 0 else max(0.0, centre - half)
+    high = 1.0 if num_yes >= n else min(1.0, centre + half)
+    return Interval(low, high)
+
+
+def newcombe_paired_interval(base: FloatArray, tuned: FloatArray, confidence: float) -> Interval:
+    """Interval of mean(tuned) - mean(base) for scores in {0, 1} of the same items [N], N >= 1."""
+    n = len(base)
+    both = float((base * tuned).sum())
+    only_base, only_tuned = float(base.sum()) - both, float(tuned.sum()) - both
+    neither = n - both - only_base - only_tuned
+    delta = (only_tuned - only_base) / n
+    phi = _phi_coefficient(both, only_base, only_tuned, neither)
+    base_wilson = wilson_interval(base.sum(), n, confidence)
+    tuned_wilson = wilson_interval(tuned.sum(), n, confidence)
+    return _square_and_add(
+        delta, (float(base.mean()), base_wilson), (float(tuned.mean()), tuned_wilson), correlation=phi
+    )
+
+
+def _phi_coefficient(both: float, only_base: float, only_tuned: float, neither: float) -> float:
+    """Correlation of the two answers with Newcombe's continuity correction; 0 where a margin is empty."""
+    margins = (both + only_base) * (only_tuned + neither) * (both + only_tuned) * (only_base + neither)
+    if margins == 0:
+        return 0.0
+    product = both * neither - only_base * only_tuned
+    if product > 0:
+        product = max(product - (both + only_base + only_tuned + neither) / 2, 0.0)
+    return product / math.sqrt(margins)
+
+
+def _square_and_add(
+    delta: float, base: tuple[float, Interval], tuned: tuple[float, Interval], *, correlation: float
+) -> Interval:
+    def distance(left: float, right: float) -> float:
+        return math.sqrt(max(left * left - 2 * correlation * left * right + right * right, 0.0))
+
+    (base_rate, base_bounds), (tuned_rate, tuned_bounds) = base, tuned
+    down = distance(tuned_rate - tuned_bounds.low, base_bounds.high - base_rate)
+    up = distance(tuned_bounds.high - tuned_rate, base_rate - base_bounds.low)
+    return Interval(max(-1.0, delta - down), min(1.0, delta + up))
+
+
+def compare_rates(base: FloatArray, tuned: FloatArray, confidence: float) -> PairedEstimate:
+    """Scores in {0, 1} of the same items, [N] each, N >= 1."""
+    n = len(base)
+    return PairedEstimate(
+        base=float(base.mean()),
+        tuned=float(tuned.mean()),
+        delta=float(tuned.mean() - base.mean()),
+        base_interval=wilson_interval(base.sum(), n, confidence),
+        tuned_interval=wilson_interval(tuned.sum(), n, confidence),
+        delta_interval=newcombe_paired_interval(base, tuned, confidence),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ everything else
+
+
+def compare_means(
+    base: FloatArray, tuned: FloatArray, resampling: Resampling, *, bounded: bool = False
+) -> PairedEstimate:
+    """Means of real scores of the same items, [N] each, N >= 1.
+
+    bounded: the scores lie in [0, 1]. Then a model whose scores are all the same gets Wilson's interval instead of a
+    point, and so does the difference when no item's difference varies.
+    """
+    estimate = _compare_ratios(np.stack([base, tuned]), np.ones(len(base)), resampling, exponential=False)
+    if not bounded:
+        return estimate
+    n, confidence = len(base), resampling.confidence
+    bounds = [
+        wilson_interval(float(scores.sum()), n, confidence) if np.ptp(scores) == 0 else interval
+        for scores, interval in ((base, estimate.base_interval), (tuned, estimate.tuned_interval))
+    ]
+    delta_interval = estimate.delta_interval
+    if np.ptp(tuned - base) == 0:
+        base_wilson, tuned_wilson = (wilson_interval(float(scores.sum()), n, confidence) for scores in (base, tuned))
+        delta_interval = _square_and_add(
+            estimate.delta, (estimate.base, base_wilson), (estimate.tuned, tuned_wilson), correlation=0.0
+        )
+    return PairedEstimate(estimate.base, estimate.tuned, estimate.delta, bounds[0], bounds[1], delta_interval)
+
+
+def compare_perplexities(
+    base_nll: FloatArray, tuned_nll: FloatArray, num_tokens: npt.NDArray[np.int64], resampling: Resampling
+) -> PairedEstimate:
+    """exp(total nll / total tokens) of two models on the same items; nll sums in nats and token counts, [N] each.
+
+    Items are resampled whole, with their tokens: the tokens of one answer are not independent of each other."""
+    return _compare_ratios(np.stack([base_nll, tuned_nll]), num_tokens.astype(np.float64), resampling, exponential=True)
+
+
+def _compare_ratios(
+    sums: FloatArray, weights: FloatArray, resampling: Resampling, *, exponential: bool
+) -> PairedEstimate:
+    """sums [K=2, N] over weights [N]: the estimates sum(sums) / sum(weights), or their exponentials."""
+    transform = np.exp if exponential else np.asarray
+    with np.errstate(over="ignore", invalid="ignore"):
+        base, tuned = (float(value) for value in transform(sums.sum(1) / weights.sum()))
+        if len(weights) < 2:
+            return PairedEstimate(base, tuned, tuned - base, None, None, None)
+        replicates = transform(resampled_ratios(sums, weights, resampling))  # [R, K]
+        left_out = transform((sums.sum(1)[:, None] - sums) / (weights.sum() - weights)).T  # jackknife [N, K]
+
+    return PairedEstimate(
+        base,
+        tuned,
+        tuned - base,
+        accelerated_interval(base, replicates[:, 0], left_out[:, 0], resampling.confidence),
+        accelerated_interval(tuned, replicates[:, 1], left_out[:, 1], resampling.confidence),
+        percentile_interval(replicates[:, 1] - replicates[:, 0], len(weights), resampling.confidence),
+    )
+
+
+def resampled_ratios(sums: FloatArray, weights: FloatArray, resampling: Resampling) -> FloatArray:
+    """sum(sums) / sum(weights) over items drawn with replacement: sums [K, N], weights [N] -> [R, K]."""
+    generator = np.random.default_rng(resampling.seed)
+    n = len(weights)
+    chunk = max(1, INDICES_PER_CHUNK // n)
+    parts = []
+    for start in range(0, resampling.num_samples, chunk):
+        picks = generator.integers(0, n, size=(min(chunk, resampling.num_samples - start), n))
+        parts.append(np.stack([row[picks].sum(1) for row in sums], axis=1) / weights[picks].sum(1)[:, None])
+    return np.concatenate(parts)
+
+
+def percentile_interval(replicates: FloatArray, n: int, confidence: float) -> Interval:
+    """Percentiles of bootstrap replicates [R] of n >= 2 items, at the t-widened level."""
+    tail = NORMAL.cdf(-_reach(n, confidence))
+    low, high = np.quantile(replicates, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+def _reach(n: int, confidence: float) -> float:
+    """Standard errors to either side, in the units of a bootstrap, whose spread is sqrt((n - 1) / n) too small."""
+    return math.sqrt(n / (n - 1)) * student_quantile(0.5 + confidence / 2, n - 1)
+
+
+def accelerated_interval(estimate: float, replicates: FloatArray, jackknife: FloatArray, confidence: float) -> Interval:
+    """BCa interval from bootstrap replicates [R] and leave-one-out estimates [N], N >= 2, at t-widened levels."""
+    n, num_replicates = len(jackknife), len(replicates)
+    if np.ptp(replicates) == 0:
+        return Interval(float(replicates[0]), float(replicates[0]))
+    below = (replicates < estimate).sum() + 0.5 * (replicates == estimate).sum()
+    share = min(max(float(below) / num_replicates, 1 / (num_replicates + 1)), num_replicates / (num_replicates + 1))
+    bias = NORMAL.inv_cdf(share)
+    deviations = jackknife.mean() - jackknife
+    spread = float((deviations**2).sum()) ** 1.5
+    acceleration = float((deviations**3).sum()) / (6 * spread) if spread > 0 else 0.0
+    reach = _reach(n, confidence)
+    levels = [_corrected_level(bias, acceleration, z) for z in (-reach, reach)]
+    low, high = np.quantile(replicates, levels)
+    return Interval(float(low), float(high))
+
+
+def _corrected_level(bias: float, acceleration: float, z: float) -> float:
+    shifted = bias + z
+    denominator = 1 - acceleration * shifted
+    # Past its pole the correction would turn the tail around: the level there is the tail's end.
+    if denominator <= 0:
+        return 0.0 if z < 0 else 1.0
+    return NORMAL.cdf(bias + shifted / denominator)
+
+
+def student_quantile(level: float, degrees: int) -> float:
+    """Quantile of Student's t: exact for 1 and 2 degrees of freedom, else the Cornish-Fisher series
+    (Abramowitz and Stegun 26.7.5), whose 97.5 % quantile is within 0.2 % at 3 degrees and 0.001 % from 10."""
+    if degrees == 1:
+        return math.tan(math.pi * (level - 0.5))
+    if degrees == 2:
+        return (2 * level - 1) * math.sqrt(2 / (4 * level * (1 - level)))
+    z: float = NORMAL.inv_cdf(level)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + math.fsum(term / degrees**power for power, term in enumerate(terms, start=1))

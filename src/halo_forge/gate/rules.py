@@ -1,0 +1,53 @@
+"""Which rules make sense at all: known before anything is trained, without a report."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Sequence
+
+from halo_forge.config.schema import GateRule, GateSection
+from halo_forge.errors import ConfigError, ConfigProblem
+
+SHARES = frozenset(
+    {"exact_match", "token_f1", "json_valid", "json_match", "schema_valid", "numeric_match", "stop_rate"}
+)  # fmt: skip
+"""Metrics from 0 to 1."""
+UNDIRECTED = frozenset({"answer_length"})
+"""Metrics of which neither more nor less is better."""
+KNOWN_METRICS = SHARES | UNDIRECTED | {"perplexity"}
+"""Every metric the evaluation can report. The gate stands beside the evaluation, not on it, so the names are written
+down in both; a test holds them equal."""
+
+
+def check_rules(rules: Sequence[GateRule]) -> list[str]:
+    """What is wrong with the rules, one sentence each, in their order; empty when they can be judged."""
+    return [problem for number, rule in enumerate(rules, start=1) for problem in _rule_problems(number, rule)]
+
+
+def _rule_problems(number: int, rule: GateRule) -> list[str]:
+    place = f"rule {number} of gate.rules"
+    if rule.metric not in KNOWN_METRICS:
+        return [f"{place}: {unknown_metric(rule.metric, KNOWN_METRICS)}"]
+    problems = []
+    if rule.metric in UNDIRECTED and rule.min_delta is not None:
+        problems.append(f"{place}: {rule.metric} has no better direction, so min_delta says nothing; use min and max")
+    if rule.metric in SHARES:
+        limits = (("min", rule.min, 0.0), ("max", rule.max, 0.0), ("min_delta", rule.min_delta, -1.0))
+        for name, limit, lowest in limits:
+            if limit is not None and not lowest <= limit <= 1:
+                hint = f"; did you mean {limit / 100:g}?" if 1 < limit <= 100 else ""
+                problems.append(f"{place}: {rule.metric} is a share from 0 to 1, and {name} is {limit:g}{hint}")
+    return problems
+
+
+def unknown_metric(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(known))}"
+    return f"there is no metric {name!r}{hint}"
+
+
+def require_known_metrics(section: GateSection) -> None:
+    """ConfigError with every problem of the section's rules, for the start of a run."""
+    problems = check_rules(section.rules)
+    if problems:
+        raise ConfigError([ConfigProblem(message=text, where="gate.rules") for text in problems])
