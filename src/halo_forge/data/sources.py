@@ -1,0 +1,285 @@
+"""From what the user names (files, directories, patterns) to rows: find the files, tell their kind, read them.
+
+A file's kind is its extension's unless its first bytes say otherwise. What cannot be data at all (HTML error pages,
+git-lfs pointers, UTF-16, archives, devices) is refused in words. gzip is read through, within a ratio that no honest
+text reaches.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import gzip
+import io
+import json
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from halo_forge.data.json_rows import array_rows, jsonl_rows, object_rows
+from halo_forge.data.rows import MAX_ROW_CHARS, Row, Say, shown_path
+from halo_forge.data.table_rows import csv_rows, parquet_rows
+from halo_forge.data.text_rows import text_rows
+from halo_forge.errors import DataError
+
+Kind = Literal["jsonl", "array", "object", "csv", "parquet", "text"]
+
+EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
+EXPECTED = "JSONL, JSON, CSV, TSV, Parquet, .txt or .md, plain or .gz"
+HEAD_BYTES = 2**12
+MAX_GZIP_RATIO = 200
+FREE_GZIP_BYTES = 16 * 2**20
+"""Expanding to less than this is harmless at any ratio."""
+ARCHIVES = {
+    b"PK\x03\x04": "a zip archive (or an Excel or Word file)",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file",
+    b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"%PDF": "a PDF",
+    b"SQLite format 3": "an SQLite database",
+    b"ARROW1": "an Arrow file",
+    b"GGUF": "a GGUF model",
+    b"\x80\x04": "a Python pickle",
+}
+
+
+def expand_paths(names: Sequence[str]) -> list[Path]:
+    """The files meant by a list of files, directories (all data files below, sorted) and patterns, each file once.
+
+    Raises DataError for a name that leads nowhere, with the names that are close.
+    """
+    files: list[Path] = []
+    for name in names:
+        path = Path(name).expanduser()
+        try:
+            if path.is_dir():
+                files.extend(_files_below(path))
+            elif path.exists() or path.is_symlink() or not glob.has_magic(name):
+                _check_regular(path)
+                files.append(path)
+            else:
+                files.extend(_files_matching(name))
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise DataError(f"this path cannot be opened: {error}", where=repr(name)) from None
+    once: dict[str, Path] = {}
+    for path in files:
+        once.setdefault(os.path.realpath(path), path)
+    return list(once.values())
+
+
+def _is_data_file(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(EXTENSIONS) and path.is_file()
+
+
+def _files_below(directory: Path) -> list[Path]:
+    files = [
+        path
+        for path in sorted(directory.rglob("*"))
+        if _is_data_file(path) and not any(part.startswith(".") for part in path.relative_to(directory).parts)
+    ]
+    if not files:
+        raise DataError("this directory holds no data files", where=shown_path(directory), expected=EXPECTED)
+    return files
+
+
+def _files_matching(pattern: str) -> list[Path]:
+    files = [Path(name) for name in sorted(glob.glob(os.path.expanduser(pattern), recursive=True))]
+    files = [path for path in files if path.is_file()]
+    if not files:
+        raise DataError("no file matches this pattern", where=pattern, fix=f"ls {pattern}")
+    return files
+
+
+def _check_regular(path: Path) -> None:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        broken = " (a link to nowhere)" if path.is_symlink() else ""
+        raise DataError(f"no such file{broken}", where=shown_path(path), **_nearest(path)) from None
+    if not stat.S_ISREG(mode):
+        raise DataError("this is a device, pipe or socket, not a file", where=shown_path(path), expected=EXPECTED)
+    if not os.access(path, os.R_OK):
+        raise DataError("this file may not be read", where=shown_path(path), fix=f"chmod u+r {shown_path(path)}")
+
+
+def _nearest(path: Path) -> dict[str, str]:
+    parent = path.parent
+    if not parent.is_dir():
+        return {"expected": f"there is no directory {shown_path(parent)} either"}
+    names = sorted(entry.name for entry in parent.iterdir())
+    close = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
+    if close:
+        return {"fix": "did you mean " + " or ".join(shown_path(parent / name) for name in close) + "?"}
+    data_files = [name for name in names if _is_data_file(parent / name)][:5]
+    return {"expected": f"one of {', '.join(map(shown_path, data_files))}"} if data_files else {}
+
+
+class _Gunzipped(gzip.GzipFile):
+    """gzip that stops before a bomb fills the machine."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self.name_in_errors, self.num_packed_bytes = shown_path(path), path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self._check()
+        return data
+
+    def read1(self, size: int = -1) -> bytes:
+        data = super().read1(size)
+        self._check()
+        return data
+
+    def _check(self) -> None:
+        if self.tell() > max(FREE_GZIP_BYTES, MAX_GZIP_RATIO * self.num_packed_bytes):
+            raise DataError(
+                f"this gzip file expands to more than {MAX_GZIP_RATIO} times its size",
+                where=self.name_in_errors,
+                fix="unpack it yourself if you trust it: gunzip -k FILE",
+            )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file's bytes, unpacked. I/O and gzip errors become DataErrors."""
+    try:
+        with open(path, "rb") as probe:
+            packed = probe.read(2) == b"\x1f\x8b"
+        with _Gunzipped(path) if packed else open(path, "rb") as file:
+            yield file  # type: ignore[misc]
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"the gzip file is damaged: {error}", where=shown_path(path), fix="download it again") from None
+    except OSError as error:
+        raise DataError(f"this file cannot be read: {error.strerror or error}", where=shown_path(path)) from None
+
+
+def kind_of(path: Path) -> tuple[Kind, str | None]:
+    """(kind, what is unusual about it). Raises DataError for files that are not rows at all."""
+    with _opened(path) as file:
+        head = file.read(HEAD_BYTES)
+    _refuse_foreign(path, head)
+    if head.startswith(b"PAR1"):
+        return "parquet", None
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith(".parquet"):
+        raise DataError(
+            "this is not a Parquet file",
+            where=shown_path(path),
+            expected="the bytes PAR1 at its start",
+            fix="download it again",
+        )
+    if name.endswith((".csv", ".tsv")):
+        return "csv", None
+    if name.endswith((".txt", ".md")):
+        return "text", None
+    return _json_kind(path, name, head.removeprefix(b"\xef\xbb\xbf").lstrip())
+
+
+def _json_kind(path: Path, name: str, start: bytes) -> tuple[Kind, str | None]:
+    if start[:1] == b"[":
+        first_line = start.split(b"\n", 1)[0].strip()
+        if name.endswith(".json"):
+            return "array", None
+        if first_line == b"[" or first_line[1:].lstrip()[:1] == b"{":
+            return "array", "is one JSON array, not one object per line; read as such"
+    elif start[:1] != b"{" and not name.endswith((".jsonl", ".ndjson", ".json")):
+        raise DataError(f"the kind of file is not clear from {path.name!r}", where=shown_path(path), expected=EXPECTED)
+    if not name.endswith(".json"):
+        return "jsonl", None
+    if _is_one_object(path):
+        return "object", None
+    return "jsonl", "has one object per line; read as JSONL"
+
+
+def _is_one_object(path: Path) -> bool:
+    """Whether the file is one object rather than one per line (of which the first may be damaged)."""
+    with _opened(path) as file:
+        line = file.readline(MAX_ROW_CHARS)
+        following = next((more for more in iter(lambda: file.readline(MAX_ROW_CHARS), b"") if more.strip()), b"")
+        try:
+            json.loads(line)
+        except (ValueError, RecursionError):
+            goes_on = line.rstrip().endswith((b"[", b"{", b",", b":"))
+            return goes_on or not following.startswith(b"{")
+        return not following
+
+
+def _refuse_foreign(path: Path, head: bytes) -> None:
+    where = shown_path(path)
+    if not head.strip(b" \t\r\n\xef\xbb\xbf") and len(head) < HEAD_BYTES:
+        what = "the file is empty" if not head else "the file holds nothing but blank lines"
+        raise DataError(what, where=where, expected=EXPECTED)
+    if head[:4] in (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff") or head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise _wide_encoding(where, "UTF-32" if head[:4] in (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff") else "UTF-16")
+    for magic, words in ARCHIVES.items():
+        if head.startswith(magic):
+            raise DataError(f"this is {words}", where=where, expected=EXPECTED, fix="unpack or convert it first")
+    sample = head[:64]
+    if len(sample) >= 8 and (sample[::2].strip(b"\0") == b"" or sample[1::2].strip(b"\0") == b""):
+        raise _wide_encoding(where, "UTF-16")
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise DataError("this is a git-lfs pointer, not the file itself", where=where, fix="git lfs pull")
+    name = path.name.lower()
+    if re.match(
+        rb"\s*<(!doctype html|html)[\s>]", head[:512].removeprefix(b"\xef\xbb\xbf"), re.I
+    ) and not name.endswith(".md"):
+        raise DataError(
+            "this is an HTML page, most likely an error page saved by a download",
+            where=where,
+            expected=EXPECTED,
+            fix="open it in a browser to read what the server said, then download again",
+        )
+
+
+def _wide_encoding(where: str, encoding: str) -> DataError:
+    return DataError(
+        f"this file is {encoding} text",
+        where=f"{where}:1",
+        expected="UTF-8",
+        fix=f"iconv -f {encoding} -t UTF-8 {where} > converted.jsonl",
+    )
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What shows that a file was written to, or None where it is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def read_rows(path: Path, say: Say, max_passage_bytes: int = 2**14) -> Iterator[Row]:
+    """Every row of one file, in order, with its place; memory does not grow with the file.
+
+    Raises DataError where the file cannot be read at all or changes while it is read.
+    """
+    kind, unusual = kind_of(path)
+    name = shown_path(path)
+    if unusual:
+        say(f"{name} {unusual}")
+    before = _stamp(path)
+    if kind == "parquet":
+        yield from parquet_rows(name, path)
+    else:
+        with _opened(path) as file:
+            newline = "" if kind == "csv" else None
+            stream = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline=newline)
+            if kind == "csv":
+                yield from csv_rows(name, stream, say)
+            elif kind == "jsonl":
+                yield from jsonl_rows(name, stream, say)
+            elif kind == "text":
+                yield from text_rows(name, stream, max_passage_bytes)
+            else:
+                if stream.read(1) != "\ufeff":
+                    stream.seek(0)
+                yield from array_rows(name, stream) if kind == "array" else object_rows(name, stream, say)
+    if _stamp(path) != before:
+        raise DataError("the file changed while it was read", where=name, fix="run again when its writer is done")

@@ -1,0 +1,133 @@
+"""The committed example files are what their README says, and the demo's rows can be made and checked again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import re
+import sysconfig
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import pytest
+
+from halo_forge.data import check_file
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
+README = (EXAMPLES / "README.md").read_text()
+
+
+def demo_rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (EXAMPLES / "docstring_json.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def maker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_docstring_json", EXAMPLES / "make_docstring_json.py")
+    assert spec is not None and spec.loader is not None  # noqa: PT018
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_messy_rows_end_as_the_readme_says() -> None:
+    report = check_file(str(EXAMPLES / "messy.jsonl"))
+    table = re.findall(r"^\| (\d+) \| (\w+) \| ?(\w*) ?\|", README, re.M)
+    assert [int(line) for line, _, _ in table] == list(range(1, report.read + 1))
+    found = {row["line"]: (row["action"], row["code"]) for row in report.rows}
+    assert {int(line): (action, code) for line, action, code in table if code} == found
+    assert len({code for _, _, code in table if code}) >= 12
+    assert (report.kept, report.fixed, report.dropped, report.usable) == (3, 2, 14, False)
+    assert "example.org" not in json.dumps(report.to_dict())
+
+
+def test_demo_rows_are_sound_and_diverse() -> None:
+    rows = demo_rows()
+    report = check_file(str(EXAMPLES / "docstring_json.jsonl"))
+    assert report.read == report.kept == len(rows) == 600
+    assert report.rows == ()
+    answers = [json.loads(row["messages"][1]["content"]) for row in rows]
+    assert max(Counter(answer["name"].casefold() for answer in answers).values()) == 1
+    assert max(Counter(answer["summary"].casefold() for answer in answers).values()) == 1
+    assert min(Counter(row["slices"]["kind"] for row in rows).values()) >= 100
+
+
+def test_demo_answers_satisfy_the_schema_and_the_schema_is_strict() -> None:
+    schema = json.loads((EXAMPLES / "docstring_json.schema.json").read_text())
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    answers = [row["messages"][1]["content"] for row in demo_rows()]
+    for answer in answers:
+        validator.validate(json.loads(answer))
+        assert answer == json.dumps(json.loads(answer), separators=(",", ":"))
+    sound = json.loads(answers[0])
+    assert set(schema["required"]) == set(sound)
+    for key in sound:
+        assert not validator.is_valid({name: value for name, value in sound.items() if name != key})
+        assert not validator.is_valid(sound | {key: None})
+    assert not validator.is_valid(sound | {"more": 1})
+
+
+def test_demo_answers_follow_from_the_question() -> None:
+    """A second derivation, from the stub's text by Python's own parser."""
+    import ast
+
+    for row in demo_rows():
+        question, answer = (message["content"] for message in row["messages"])
+        node = ast.parse(question.split("\n\n", 1)[1]).body[0]
+        assert isinstance(node, ast.FunctionDef)
+        names = [argument.arg for argument in node.args.args]
+        is_method = names[:1] == ["self"]
+        expected = {
+            "name": node.name,
+            "kind": "method" if is_method else "function",
+            "required": names[is_method : len(names) - len(node.args.defaults)],
+            "optional": names[len(names) - len(node.args.defaults) :],
+            "summary": ast.get_docstring(node),
+        }
+        assert json.loads(answer) == expected
+        assert list(json.loads(answer)) == list(expected)
+
+
+def test_the_script_makes_these_rows(maker: ModuleType) -> None:
+    version = re.search(r"CPython (3\.11\.\d+)", README)
+    assert version is not None
+    if platform.python_version() != version.group(1):
+        pytest.skip(f"the rows come from CPython {version.group(1)}, this is {platform.python_version()}")
+    assert maker.make_rows(Path(sysconfig.get_paths()["stdlib"])) == demo_rows()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("def f(a, b=1):\n    'Do the thing now.'", [("f", "function", ("a",), ("b",))]),
+        ("class C:\n    def g(self, a):\n        'Do the thing now.'", [("g", "method", ("a",), ())]),
+        ("def _f(a):\n    'Do the thing now.'", []),
+        ("def f(*a):\n    'Do the thing now.'", []),
+        ("def f(a):\n    'Two words'", []),
+        ("def f(a):\n    'It says \"no\" to you.'", []),
+        ("class _C:\n    def g(self):\n        'Do the thing now.'", []),
+    ],
+)
+def test_which_stubs_are_taken(maker: ModuleType, source: str, expected: list[tuple[Any, ...]]) -> None:
+    import ast
+
+    found = maker.stubs("m", ast.parse(source))
+    assert [(stub.name, stub.kind, stub.required, stub.optional) for stub in found] == expected
+
+
+def test_demo_rows_are_short(smollm2_tokenizer: PreTrainedTokenizerBase) -> None:
+    """About 60k tokens in all, so that the demo fits its five minutes."""
+    lengths = [len(smollm2_tokenizer.apply_chat_template(row["messages"], return_dict=False)) for row in demo_rows()]
+    assert max(lengths) <= 200
+    assert 55_000 <= sum(lengths) <= 62_000

@@ -1,0 +1,84 @@
+"""Excerpts leak nothing; totals that do not add up stop the run; codes stand where they should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from halo_forge.data.ledger import Entry, check_totals, reason_counts, redacted, totals_of, write_ledger
+from halo_forge.errors import DataError
+
+SECRETS = [
+    "ada.lovelace+x@example.co.uk",
+    "sk-abcdefghijklmnopqrstuvwx",
+    "hf_abcdefghijklmnopqrstuv",
+    "ghp_abcdefghijklmnopqrstuvwxyz0123",
+    "AKIAIOSFODNN7EXAMPLE",
+    "xoxb-123456789012-abcdef",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abc-def_ghi",
+    'password: "hunter2hunter2"',
+    "api_key=abcdef123456",
+    "Bearer abcdefghijklmnop",
+    "-----BEGIN RSA PRIVATE KEY-----MIIEow",
+]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_secrets_are_redacted(secret: str) -> None:
+    text = redacted(f"please use {secret} for this")
+    assert "[redacted]" in text
+    assert not any(part in text for part in secret.replace('"', " ").split() if len(part) > 9)
+
+
+@pytest.mark.parametrize("text", ["cls_token and eos_token", "a@b", "the token count is 5", "2 + 2 = 4", "sk-learn"])
+def test_ordinary_text_is_not(text: str) -> None:
+    assert redacted(text) == text
+
+
+def test_excerpts_are_short_and_printable() -> None:
+    text = redacted("\x1b[31m\u202e" + "x" * 300)
+    assert len(text) <= 120
+    assert text.isprintable()
+    assert "hunter" not in redacted("y " * 190 + "password=hunter2aaaaaaaaaaaaaaaaaaaa"[:20])
+
+
+def entries() -> list[Entry]:
+    return [
+        Entry(file="a", line=1, action="kept", split="train", excerpt="secret"),
+        Entry(file="a", line=2, action="fixed", codes=("nul_removed", "turns_joined"), split="holdout", excerpt="x"),
+        Entry(file="b", line=1, action="dropped", codes=("bad_json",), reason="column 1", excerpt="{"),
+        Entry(file="b", line=2, action="kept", codes=("not_nfc",), split="train"),
+    ]
+
+
+def test_totals_and_reasons() -> None:
+    totals = totals_of(entries())
+    assert (totals.read, totals.kept, totals.fixed, totals.dropped) == (4, 3, 1, 1)
+    assert reason_counts(entries()) == {"bad_json": 1, "nul_removed": 1, "turns_joined": 1}
+
+
+def test_totals_that_add_up_pass_and_others_stop_the_run() -> None:
+    check_totals(entries(), {"a": 2, "b": 2}, {"train": 2, "validation": 0, "holdout": 1})
+    for read, splits in [
+        ({"a": 3, "b": 2}, {"train": 2, "holdout": 1}),
+        ({"a": 2, "b": 2, "c": 1}, {"train": 2, "holdout": 1}),
+        ({"a": 2}, {"train": 2, "holdout": 1}),
+        ({"a": 2, "b": 2}, {"train": 1, "holdout": 1}),
+        ({"a": 2, "b": 2}, {"train": 2}),
+        ({"a": 2, "b": 2}, {"train": 2, "holdout": 1, "validation": 1}),
+    ]:
+        with pytest.raises(DataError, match="does not add up"):
+            check_totals(entries(), read, splits)
+
+
+def test_the_file(tmp_path: Path) -> None:
+    write_ledger(tmp_path / "ledger.jsonl", entries())
+    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+    assert [list(line) for line in lines] == [["file", "line", "action", "code", "reason", "split", "excerpt"]] * 4
+    assert lines[0]["excerpt"] is None, "rows that are kept as they are show nothing"
+    assert lines[1]["code"] == "nul_removed,turns_joined"
+    assert lines[2] | {"reason": "column 1", "excerpt": "{"} == lines[2]
+    assert lines[3]["code"] == "not_nfc"
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.jsonl"]
