@@ -1,6 +1,8 @@
 """halo-forge: supervised fine-tuning from raw rows to a released, watched model.
 
-Importing the package imports nothing heavy and changes nothing: the functions below load on first use.
+Importing the package imports nothing heavy and changes nothing: the functions below load on first use. Each stage is
+a function of its room: `halo_forge.data.prepare`, `train.train`, `evaluate.evaluate`, `gate.decide`, `publish.publish`,
+`monitor.observe`.
 """
 
 from __future__ import annotations
@@ -13,13 +15,9 @@ __version__ = "0.1.0"
 # public name -> the module that defines it
 _PUBLIC = {
     "load_config": "halo_forge.config",
+    "plan": "halo_forge.pipeline",
+    "publish_run": "halo_forge.pipeline",
     "run": "halo_forge.pipeline",
-    "prepare": "halo_forge.data",
-    "train": "halo_forge.train",
-    "evaluate": "halo_forge.evaluate",
-    "decide": "halo_forge.gate",
-    "publish": "halo_forge.publish",
-    "observe": "halo_forge.monitor",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

@@ -239,7 +239,7 @@ def claim(run: RunDirectory, resolved: ResolvedConfig, *, fresh: bool = False) -
     record = run.file("run.json")
     if fresh and record.exists():
         forget(run)
-    if not record.exists():
+    elif not record.exists():
         foreign = sorted(path.name for path in run.path.iterdir() if path.name != ".lock")
         if foreign:
             raise RunConflict(
@@ -247,7 +247,7 @@ def claim(run: RunDirectory, resolved: ResolvedConfig, *, fresh: bool = False) -
                 where=str(run.path),
                 fix="give another directory with --output",
             )
-    else:
+    elif run.file("data/manifest.json").exists():  # before that there is nothing that other settings could spoil
         earlier = json.loads(record.read_bytes())["config"]
         changed = diff_configs(
             {name: earlier[name] for name in IDENTITY_SECTIONS},

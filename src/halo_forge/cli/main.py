@@ -1,0 +1,88 @@
+"""The command line: parse, resolve the configuration, call one function, turn the result into text or JSON.
+
+Nothing here imports torch; `halo-forge --help` answers in under half a second.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from halo_forge.cli import config_commands, data_commands, release_commands, train_commands
+
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+def make_app(help_text: str) -> typer.Typer:
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings=CONTEXT,
+    )
+
+
+def build() -> typer.Typer:
+    app = make_app("Supervised fine-tuning from raw rows to a released, watched model.")
+    app.callback()(version_option)
+    app.command("demo")(train_commands.demo_command)
+    app.command("run")(train_commands.run_command)
+
+    sft = make_app("Fine-tune on text.")
+    sft.command("train")(train_commands.sft_train_command)
+    sft.command("datasets")(train_commands.sft_datasets_command)
+    app.add_typer(sft, name="sft")
+    for name in ("reasoning", "agentic", "vlm", "audio"):
+        domain = make_app(f"Fine-tune with the defaults of the {name} domain.")
+        domain.callback()(lambda: None)
+        domain.command("sft")(train_commands.domain_command(name))
+        app.add_typer(domain, name=name)
+
+    data = make_app("Look at rows before they are trained on.")
+    data.command("check")(data_commands.check_command)
+    data.command("show")(data_commands.show_command)
+    data.command("prepare")(data_commands.prepare_command)
+    app.add_typer(data, name="data")
+
+    app.command("evaluate")(release_commands.evaluate_command)
+    app.command("gate")(release_commands.gate_command)
+    app.command("publish")(release_commands.publish_command)
+    models = make_app("Published versions.")
+    models.command("list")(release_commands.models_list_command)
+    models.command("show")(release_commands.models_show_command)
+    models.command("verify")(release_commands.models_verify_command)
+    app.add_typer(models, name="models")
+    app.command("monitor")(release_commands.monitor_command)
+    app.command("report")(release_commands.report_command)
+
+    config = make_app("Look at a configuration.")
+    config.command("show")(config_commands.show_command)
+    config.command("check")(config_commands.check_command)
+    config.command("validate", hidden=True)(config_commands.check_command)
+    config.command("schema")(config_commands.schema_command)
+    app.add_typer(config, name="config")
+    app.command("domains")(config_commands.domains_command)
+    app.command("doctor")(config_commands.doctor_command)
+    return app
+
+
+def show_version(value: bool) -> None:
+    if value:
+        from halo_forge import __version__
+
+        print(f"halo-forge {__version__}")
+        raise typer.Exit
+
+
+def version_option(
+    version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    build()()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Commands over finished runs: `evaluate`, `gate`, `publish`, `models ...`, `monitor`, `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from halo_forge.artifacts import EvalReport, GateDecision
+from halo_forge.cli.running import JsonOption, SetOption, print_json, told_in_words
+from halo_forge.config import load_config
+from halo_forge.errors import ExitCode, UsageError
+from halo_forge.runs import RunDirectory, read_artifact, sha256_file, write_artifact
+
+RunArgument = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
+RegistryOption = Annotated[Path, typer.Option("--registry", help="Registry directory.", metavar="DIRECTORY")]
+DEFAULT_REGISTRY = Path("models/registry")
+VERDICT_EXIT = {"PASS": ExitCode.OK, "FAIL": ExitCode.GATE_FAILED, "INCONCLUSIVE": ExitCode.EVIDENCE_INSUFFICIENT}
+
+
+def config_of(run: Path) -> Path:
+    path = run / "config.resolved.yaml"
+    if not path.is_file():
+        raise UsageError("this is not a run directory", where=str(run), expected="config.resolved.yaml in it")
+    return path
+
+
+@told_in_words
+def evaluate_command(run: RunArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Evaluate a trained run against its base model again, for instance with other settings."""
+    from halo_forge.cli.train_commands import execute
+
+    resolved = load_config(config_of(run), overrides=[*(overrides or ()), f"output.dir={run}"])
+    execute(resolved, until="evaluate", as_json=as_json)
+
+
+@told_in_words
+def gate_command(run: RunArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Hold a run's evaluation against the gate's rules. Exit code 0 PASS, 4 FAIL, 5 INCONCLUSIVE.
+
+    The verdict by the run's own rules is recorded in gate.json; with --set it is only printed.
+    """
+    from halo_forge.gate import decide, require_known_metrics
+    from halo_forge.report import write_report
+
+    config = load_config(config_of(run), overrides=overrides or ()).config
+    require_known_metrics(config.gate)
+    path = run / "eval" / "report.json"
+    decision = decide(config, read_artifact(path, EvalReport), sha256_file(path))
+    if not overrides:
+        with RunDirectory.open(run) as directory:
+            write_artifact(directory.file("gate.json"), decision)
+            write_report(directory)
+    show_decision(decision, as_json)
+    raise typer.Exit(int(VERDICT_EXIT[decision.verdict]))
+
+
+def show_decision(decision: GateDecision, as_json: bool) -> None:
+    if as_json:
+        print_json(decision)
+        return
+    from rich.console import Console
+
+    from halo_forge.cli.console import render_decision
+
+    render_decision(Console(highlight=False, soft_wrap=True), decision)
+
+
+@told_in_words
+def publish_command(
+    run: RunArgument,
+    force: Annotated[bool, typer.Option("--force", help="Publish without a PASS; the version is marked.")] = False,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Publish a run's model as the next version of the registry; only from a PASS unless forced."""
+    from halo_forge.pipeline import publish_run
+
+    settings = [*(overrides or ()), f"output.dir={run}", *(["publish.force=true"] if force else [])]
+    release = publish_run(load_config(config_of(run), overrides=settings))
+    if as_json:
+        print_json(release)
+    else:
+        print(f"{release.name} v{release.version}{' (forced)' if release.forced else ''}: {release.path}")
+
+
+@told_in_words
+def models_list_command(registry: RegistryOption = DEFAULT_REGISTRY, as_json: JsonOption = False) -> None:
+    """List published versions."""
+    from halo_forge.publish import list_releases
+
+    releases = list_releases(registry)
+    if as_json:
+        print_json(releases)
+        return
+    if not releases:
+        print(f"no versions in {registry}")
+    for release in releases:
+        forced = "  forced" if release.forced else ""
+        print(f"{release.name:<28} v{release.version:<4} {release.verdict:<13} {release.provenance.created_at}{forced}")
+
+
+@told_in_words
+def models_show_command(
+    name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what a published version was made from and how it was judged."""
+    from halo_forge.publish import show_release
+
+    release = show_release(registry, *name_and_version(name))
+    if as_json:
+        print_json(release)
+        return
+    print(f"{release.name} v{release.version}  {release.verdict}{'  (forced)' if release.forced else ''}")
+    print(f"path      {release.path}\nmanifest  {release.manifest_sha256}\ncreated   {release.provenance.created_at}")
+    print(f"code      {release.provenance.code_version}")
+    for key, value in release.provenance.inputs.items():
+        print(f"{key:<32} {value}")
+
+
+@told_in_words
+def models_verify_command(
+    name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
+    registry: RegistryOption = DEFAULT_REGISTRY,
+    as_json: JsonOption = False,
+) -> None:
+    """Hash every file of a published version again. Exit code 1 if anything differs."""
+    from halo_forge.publish import verify_release
+
+    result = verify_release(registry, *name_and_version(name))
+    if as_json:
+        print_json(result)
+    else:
+        print("verified" if result.ok else "\n".join(result.problems))
+    if not result.ok:
+        raise typer.Exit(int(ExitCode.RUN_FAILED))
+
+
+def name_and_version(text: str) -> tuple[str, int | None]:
+    name, _, version = text.partition("@")
+    if not version:
+        return name, None
+    if not version.removeprefix("v").isdigit():
+        raise UsageError(f"{version!r} is not a version", where=text, expected="NAME, NAME@3 or NAME@v3")
+    return name, int(version.removeprefix("v"))
+
+
+@told_in_words
+def monitor_command(
+    reference: Annotated[Path, typer.Argument(help="Published version or run directory.", metavar="RELEASE")],
+    log: Annotated[Path, typer.Argument(help="Production log, JSONL with prompt and answer.", metavar="LOG")],
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML with a monitor section.")] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare what a model does in production with what it did when released. Exit code 4 on drift, 5 on few rows."""
+    from halo_forge.monitor import observe
+
+    report = observe(load_config(config, overrides=overrides or ()).config, reference, log)
+    if as_json:
+        print_json(report)
+    else:
+        print(report.words())
+    exits = {"ok": ExitCode.OK, "drift": ExitCode.GATE_FAILED, "too_few_rows": ExitCode.EVIDENCE_INSUFFICIENT}
+    raise typer.Exit(int(exits[report.verdict]))
+
+
+@told_in_words
+def report_command(run: RunArgument) -> None:
+    """Write report.html again from the records in a run directory."""
+    from halo_forge.report import write_report
+
+    config_of(run)
+    print(write_report(RunDirectory(run)))

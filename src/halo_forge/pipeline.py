@@ -1,0 +1,256 @@
+"""The whole system, stages in order. Each stage reads the records before it and writes its own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from halo_forge.artifacts import EvalReport, GateDecision, PreparedData, Release, TrainedModel
+from halo_forge.chat import read_conversations, read_examples, token_view, view_as_ansi
+from halo_forge.config import Config, ResolvedConfig, load_config
+from halo_forge.data import load_prepared, prepare
+from halo_forge.errors import HaloForgeError
+from halo_forge.evaluate import check_evaluation, evaluate
+from halo_forge.gate import decide, require_known_metrics
+from halo_forge.models import load_tokenizer
+from halo_forge.models.compute import Compute, recall_compute, release_memory
+from halo_forge.models.pair import ModelPair
+from halo_forge.models.precision import apply_platform_settings
+from halo_forge.publish import publish
+from halo_forge.report import write_report
+from halo_forge.runs import (
+    Notify,
+    RunDirectory,
+    StopSignal,
+    claim,
+    read_artifact,
+    sha256_file,
+    silent,
+    write_artifact,
+    write_json,
+)
+from halo_forge.train import finished_training, step_counts, train
+
+Stage = Literal["data", "train", "evaluate", "gate", "publish"]
+SHOWN_MASKS = 3
+KEPT_MASKS = 20
+
+
+@dataclass(slots=True, kw_only=True)
+class RunResult:
+    """What a run left behind. Stages that did not run are None."""
+
+    directory: Path
+    prepared: PreparedData | None = None
+    trained: TrainedModel | None = None
+    report: EvalReport | None = None
+    decision: GateDecision | None = None
+    release: Release | None = None
+    page: Path | None = None
+
+
+def run(
+    config: Config | ResolvedConfig | str | Path,
+    *,
+    until: Stage = "publish",
+    fresh: bool = False,
+    resume_from: Path | None = None,
+    notify: Notify = silent,
+) -> RunResult:
+    """Raw rows in; prepared data, a trained model, its evaluation against the base, a verdict and a version out.
+
+    config       a Config, a resolved one, or the path of a YAML file
+    until        the last stage to run; `publish` releases only what passed the gate
+    fresh        start over in the output directory instead of going on
+    resume_from  a checkpoint of this run to go back to
+    Called again it goes on where it stopped: finished stages are read, not repeated. Raises HaloForgeError.
+    """
+    resolved = for_this_machine(resolve(config), notify)
+    settings = resolved.config
+    require_known_metrics(settings.gate)
+    check_evaluation(settings)
+    with StopSignal() as stop, RunDirectory.open(Path(settings.output.dir)) as directory:
+        claim(directory, resolved, fresh=fresh)
+        result = RunResult(directory=directory.path)
+        try:
+            run_stages(settings, directory, result, until, resume_from, notify, stop.check)
+        except HaloForgeError:
+            with suppress(OSError):  # the page of a run that stopped must not hide why it stopped
+                write_report(directory)
+            raise
+        result.page = write_report(directory)
+        return result
+
+
+def run_stages(
+    settings: Config,
+    directory: RunDirectory,
+    result: RunResult,
+    until: Stage,
+    resume_from: Path | None,
+    notify: Notify,
+    check: Callable[[], None],
+) -> None:
+    """The pipeline itself: every stage reads what is in `result` and adds its own record."""
+    notify("stage", {"name": "data", "title": "rows become examples"})
+    tokenizer = load_tokenizer(settings.model.name, settings.model.revision, notify=notify)
+    result.prepared = prepared = prepare(settings, directory, tokenizer, notify=notify)
+    notify("stage.done", {"record": prepared})
+    show_masks(directory, prepared, tokenizer, notify)
+    check()
+    if until == "data":
+        return
+
+    notify("stage", {"name": "train", "title": f"{settings.model.name} learns"})
+    compute = recall_compute(directory, settings.training.bf16, notify)
+    finished = None if resume_from else finished_training(settings, directory, prepared, compute)
+    result.trained = trained = finished or train(
+        settings, directory, prepared, tokenizer,
+        compute=compute, resume_from=resume_from, notify=notify, check=check,
+    )  # fmt: skip
+    release_memory(compute.device)
+    notify("stage.done", {"record": trained})
+    if until == "train" or not settings.evaluation.enabled:
+        return
+
+    notify("stage", {"name": "evaluate", "title": "base and tuned answer the same unseen prompts"})
+    pair = model_pair(settings, directory, trained, compute, notify)
+    result.report = evaluate(settings, directory, prepared, trained, pair, tokenizer, notify, check)
+    pair.close()
+    notify("stage.done", {"record": result.report})
+    if until == "evaluate":
+        return
+
+    result.decision = judge(settings, directory, result.report, notify)
+    if until == "publish" and settings.publish.enabled and may_publish(settings, result.decision):
+        result.release = release(settings, directory, result, notify)
+
+
+def resolve(config: Config | ResolvedConfig | str | Path) -> ResolvedConfig:
+    if isinstance(config, ResolvedConfig):
+        return config
+    return ResolvedConfig.of(config) if isinstance(config, Config) else load_config(config)
+
+
+def for_this_machine(resolved: ResolvedConfig, notify: Notify) -> ResolvedConfig:
+    """The configuration with what this platform demands (Strix Halo: no loader workers, no pinned memory)."""
+    settings, told = apply_platform_settings(resolved.config)
+    for sentence in told:
+        notify("note", {"text": sentence})
+    return replace(resolved, config=settings)
+
+
+def judge(settings: Config, directory: RunDirectory, report: EvalReport, notify: Notify) -> GateDecision:
+    notify("stage", {"name": "gate", "title": "is it better, and is that proven?"})
+    decision = decide(settings, report, sha256_file(directory.file("eval/report.json")))
+    write_artifact(directory.file("gate.json"), decision)
+    notify("stage.done", {"record": decision})
+    return decision
+
+
+def may_publish(settings: Config, decision: GateDecision) -> bool:
+    return decision.verdict == "PASS" or settings.publish.force
+
+
+def release(settings: Config, directory: RunDirectory, result: RunResult, notify: Notify) -> Release:
+    notify("stage", {"name": "publish", "title": "a version with its lineage"})
+    published = publish(
+        settings, directory, result.trained, result.report, result.decision, result.prepared, notify=notify
+    )
+    write_artifact(directory.file("release.json"), published)
+    notify("stage.done", {"record": published})
+    return published
+
+
+def publish_run(config: Config | ResolvedConfig | str | Path, notify: Notify = silent) -> Release:
+    """Publish a finished run from the records in its directory. Raises HaloForgeError without a PASS or `force`."""
+    settings = resolve(config).config
+    with RunDirectory.open(Path(settings.output.dir)) as directory:
+        result = RunResult(
+            directory=directory.path,
+            prepared=load_prepared(directory),
+            trained=read_artifact(directory.file("trained.json"), TrainedModel),
+            report=read_artifact(directory.file("eval/report.json"), EvalReport),
+            decision=read_artifact(directory.file("gate.json"), GateDecision),
+        )
+        published = release(settings, directory, result, notify)
+        write_report(directory)
+        return published
+
+
+def model_pair(
+    settings: Config, directory: RunDirectory, trained: TrainedModel, compute: Compute, notify: Notify = silent
+) -> ModelPair:
+    """The base and the tuned model of a run, as its files hold them."""
+    final_model = directory.file(trained.final_model)
+    return ModelPair(settings.model.name, settings.model.revision, final_model, trained.method, compute, notify)
+
+
+def show_masks(
+    directory: RunDirectory, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase, notify: Notify
+) -> None:
+    """Keep the tokens and weights of some real rows for the report, and show the first ones."""
+    split = prepared.splits["train"]
+    examples = read_examples(directory.file(split.examples))
+    chosen = [examples[i] for i in range(min(KEPT_MASKS, len(examples)))]
+    conversations = read_conversations(directory.file(split.conversations), limit=KEPT_MASKS)
+    sources = {c.id: f"{c.source.path}:{c.source.line}" for c in conversations}
+    samples = []
+    for example in chosen:
+        views = token_view(example, tokenizer)
+        samples.append(
+            {
+                "id": example.conversation_id,
+                "source": sources.get(example.conversation_id, ""),
+                "tokens": [view.text for view in views],
+                "weights": [view.weight for view in views],
+            }
+        )
+    write_json(directory.file("data/mask_samples.json"), samples)
+    blocks = [view_as_ansi(token_view(example, tokenizer), color=True) for example in chosen[:SHOWN_MASKS]]
+    notify(
+        "masks", {"title": f"{len(blocks)} rows as the model sees them; marked tokens are trained", "blocks": blocks}
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run would do, from the data as it is; nothing was trained."""
+
+    prepared: PreparedData
+    num_steps: int
+    examples_per_step: int
+    num_epochs: float
+
+    def words(self) -> str:
+        train_tokens = self.prepared.splits["train"].tokens
+        return (
+            f"{self.prepared.splits['train'].rows} examples, {self.examples_per_step} a step: {self.num_steps} steps, "
+            f"{self.num_epochs:g} epochs, about {int(train_tokens * self.num_epochs):,} tokens. Nothing was trained."
+        )
+
+
+def plan(config: Config | ResolvedConfig | str | Path, *, notify: Notify = silent) -> Plan:
+    """Check the configuration, the rows and the masks in a temporary directory. Raises what `run` would raise."""
+    resolved = resolve(config)
+    settings = resolved.config
+    require_known_metrics(settings.gate)
+    check_evaluation(settings)
+    with tempfile.TemporaryDirectory() as scratch, RunDirectory.open(Path(scratch)) as directory:
+        tokenizer = load_tokenizer(settings.model.name, settings.model.revision, notify=notify)
+        prepared = prepare(settings, directory, tokenizer, notify=notify)
+        notify("stage.done", {"record": prepared})
+        show_masks(directory, prepared, tokenizer, notify)
+        num_steps, examples_per_step, num_epochs = step_counts(settings, prepared.splits["train"].rows)
+    return Plan(
+        prepared=prepared, num_steps=num_steps, examples_per_step=examples_per_step, num_epochs=round(num_epochs, 4)
+    )
+
+
+__all__ = ["HaloForgeError", "Plan", "RunResult", "Stage", "model_pair", "plan", "publish_run", "run"]
