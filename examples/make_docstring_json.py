@@ -25,7 +25,9 @@ MAX_ROWS_PER_MODULE = 9
 SKIPPED_PACKAGES = {"idlelib", "lib2to3", "test", "tests", "turtledemo", "ensurepip", "site-packages", "__pycache__"}
 MAX_STUB_CHARS = 150
 SUMMARY_WORDS = range(3, 13)
-MAX_PARAMETERS = 6
+MAX_ARGS = 5
+NOT_AS_IN_JSON = frozenset('"\\{}[]')
+"""What would be escaped in JSON, or looks like its structure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,7 @@ class Stub:
     name: str
     kind: str
     signature: str
-    required: tuple[str, ...]
-    optional: tuple[str, ...]
+    args: tuple[str, ...]
     summary: str
 
     def question(self) -> str:
@@ -45,8 +46,7 @@ class Stub:
         value = {
             "name": self.name,
             "kind": self.kind,
-            "required": list(self.required),
-            "optional": list(self.optional),
+            "args": list(self.args),
             "summary": self.summary,
         }
         return json.dumps(value, separators=(",", ":"))
@@ -72,7 +72,7 @@ def stubs(module: str, tree: ast.Module) -> Iterator[Stub]:
 
 
 def function_stub(module: str, node: ast.FunctionDef, kind: str) -> Iterator[Stub]:
-    """The stub of one function, if it is fit to be learned from: public, documented, plain and short."""
+    """The stub of one function, if it is fit to be learned from: public, documented, plain, short, with a parameter."""
     summary = (ast.get_docstring(node) or "").split("\n", 1)[0].strip()
     if node.name.startswith("_") or node.decorator_list or not is_sentence(summary):
         return
@@ -81,19 +81,20 @@ def function_stub(module: str, node: ast.FunctionDef, kind: str) -> Iterator[Stu
         return
     for argument in arguments.args:
         argument.annotation = None
-    names = [argument.arg for argument in arguments.args]
-    num_required = len(names) - len(arguments.defaults)
-    required, optional = tuple(names[kind == "method" : num_required]), tuple(names[num_required:])
+    defaults = [""] * (len(arguments.args) - len(arguments.defaults))
+    defaults += [f"={ast.unparse(default)}" for default in arguments.defaults]
+    names = [argument.arg + default for argument, default in zip(arguments.args, defaults, strict=True)]
     signature = f"def {node.name}({ast.unparse(arguments)}):"
-    if len(names) > MAX_PARAMETERS or len(signature) + len(summary) > MAX_STUB_CHARS:
-        return
-    yield Stub(module, node.name, kind, signature, required, optional, summary)
+    args = tuple(names[kind == "method" :])
+    long = len(args) > MAX_ARGS or len(signature) + len(summary) > MAX_STUB_CHARS
+    if args and not long and not set(signature) & NOT_AS_IN_JSON:
+        yield Stub(module, node.name, kind, signature, args, summary)
 
 
 def is_sentence(text: str) -> bool:
     """One whole sentence that reads the same in JSON as in Python: ASCII, no quotes, no backslash."""
     words = text.split(" ")
-    plain = text.isascii() and text.isprintable() and not set(text) & set("\"'\\`<>{}[]")
+    plain = text.isascii() and text.isprintable() and not set(text) & (NOT_AS_IN_JSON | set("'`<>"))
     return plain and len(words) in SUMMARY_WORDS and text.endswith(".") and ". " not in text and words[0].istitle()
 
 

@@ -7,10 +7,12 @@ import multiprocessing
 import random
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from halo_forge.errors import CheckpointError, Interrupted, UsageError
@@ -31,6 +33,15 @@ def interrupting_before_micro_batch(number: int) -> Any:
     return check
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The children compute with one thread; a product split over two sums in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module", params=["lora", "full"])
 def method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -38,7 +49,11 @@ def method(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def uninterrupted(
-    method: str, tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    one_thread: None,
+    method: str,
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    tiny_model_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     output = tmp_path_factory.mktemp("whole") / "run"
     train_now(prepared_run(tiny_tokenizer, tiny_model_dir, output, method=method, **CADENCE))

@@ -50,7 +50,7 @@ def check_command(
         if len(report.rows) > SHOWN_BAD_ROWS:
             print(f"... and {len(report.rows) - SHOWN_BAD_ROWS} more (--json prints all)")
         print(f"{report.read} rows read: {report.kept} kept ({report.fixed} of them fixed), {report.dropped} dropped")
-    if report.dropped:
+    if report.bad_frac > 0 or not report.kept:  # duplicates are dropped too, and are no damage
         raise typer.Exit(int(ExitCode.DATA))
 
 

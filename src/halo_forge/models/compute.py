@@ -24,12 +24,15 @@ class Compute:
 def recall_compute(run: RunDirectory, bf16: bool | Literal["auto"], notify: Notify = silent) -> Compute:
     """The run's compute type: read from compute.json if it was decided before, else measured and recorded.
 
-    A second measurement on a busy machine could decide differently and a resumed run would no longer be the same run.
+    A second measurement on a busy machine could decide differently, and another number of threads sums in another
+    order: a resumed run would no longer be the same run.
     """
     record = run.file("compute.json")
     device = choose_device()
     if record.exists():
-        return Compute(device=device, precision=json.loads(record.read_bytes())["precision"])
+        decided = json.loads(record.read_bytes())
+        torch.set_num_threads(decided["num_threads"])
+        return Compute(device=device, precision=decided["precision"])
     chosen = choose_precision(bf16, device)
     write_json(
         record,
@@ -37,6 +40,7 @@ def recall_compute(run: RunDirectory, bf16: bool | Literal["auto"], notify: Noti
             "precision": chosen.name,
             "reason": chosen.reason,
             "device": str(device),
+            "num_threads": torch.get_num_threads(),
             "float32_gflops": chosen.float32_gflops,
             "bfloat16_gflops": chosen.bfloat16_gflops,
         },

@@ -86,13 +86,13 @@ def test_demo_answers_follow_from_the_question() -> None:
         question, answer = (message["content"] for message in row["messages"])
         node = ast.parse(question.split("\n\n", 1)[1]).body[0]
         assert isinstance(node, ast.FunctionDef)
-        names = [argument.arg for argument in node.args.args]
-        is_method = names[:1] == ["self"]
+        is_method = node.args.args[0].arg == "self"
+        written = re.search(r"def \w+\((?:self(?:, )?)?(.*)\):\n", question)
+        assert written is not None
         expected = {
             "name": node.name,
             "kind": "method" if is_method else "function",
-            "required": names[is_method : len(names) - len(node.args.defaults)],
-            "optional": names[len(names) - len(node.args.defaults) :],
+            "args": re.split(r", (?=\w+(?:=|, |$))", written.group(1)),
             "summary": ast.get_docstring(node),
         }
         assert json.loads(answer) == expected
@@ -110,8 +110,10 @@ def test_the_script_makes_these_rows(maker: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("def f(a, b=1):\n    'Do the thing now.'", [("f", "function", ("a",), ("b",))]),
-        ("class C:\n    def g(self, a):\n        'Do the thing now.'", [("g", "method", ("a",), ())]),
+        ("def f(a, b=1):\n    'Do the thing now.'", [("f", "function", ("a", "b=1"))]),
+        ("class C:\n    def g(self, a):\n        'Do the thing now.'", [("g", "method", ("a",))]),
+        ("def f():\n    'Do the thing now.'", []),
+        ("def f(a='\\n'):\n    'Do the thing now.'", []),
         ("def _f(a):\n    'Do the thing now.'", []),
         ("def f(*a):\n    'Do the thing now.'", []),
         ("def f(a):\n    'Two words'", []),
@@ -123,7 +125,7 @@ def test_which_stubs_are_taken(maker: ModuleType, source: str, expected: list[tu
     import ast
 
     found = maker.stubs("m", ast.parse(source))
-    assert [(stub.name, stub.kind, stub.required, stub.optional) for stub in found] == expected
+    assert [(stub.name, stub.kind, stub.args) for stub in found] == expected
 
 
 def test_demo_rows_are_short(smollm2_tokenizer: PreTrainedTokenizerBase) -> None:
