@@ -152,7 +152,7 @@ def render_trained(console: Console, record: TrainedModel) -> None:
 def render_report(console: Console, record: EvalReport) -> None:
     table = Table(box=None, padding=(0, 1), show_edge=False)
     table.add_column(f"holdout, n = {record.num_items}", no_wrap=True)
-    for heading in ("base", "tuned", "change", "better/worse"):
+    for heading in ("base", "tuned", "change", "won/lost"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in record.comparisons:
         table.add_row(
