@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from halo_forge.artifacts import EvalReport, GateDecision
-from halo_forge.cli.running import JsonOption, SetOption, print_json, told_in_words
+from halo_forge.cli.running import VERDICT_EXIT, JsonOption, SetOption, print_json, told_in_words
 from halo_forge.config import load_config
 from halo_forge.errors import ExitCode, UsageError
 from halo_forge.runs import RunDirectory, read_artifact, sha256_file, write_artifact
@@ -16,7 +16,6 @@ from halo_forge.runs import RunDirectory, read_artifact, sha256_file, write_arti
 RunArgument = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
 RegistryOption = Annotated[Path, typer.Option("--registry", help="Registry directory.", metavar="DIRECTORY")]
 DEFAULT_REGISTRY = Path("models/registry")
-VERDICT_EXIT = {"PASS": ExitCode.OK, "FAIL": ExitCode.GATE_FAILED, "INCONCLUSIVE": ExitCode.EVIDENCE_INSUFFICIENT}
 
 
 def config_of(run: Path) -> Path:

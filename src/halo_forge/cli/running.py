@@ -15,6 +15,8 @@ import typer
 
 from halo_forge.errors import ExitCode, HaloForgeError
 
+VERDICT_EXIT = {"PASS": ExitCode.OK, "FAIL": ExitCode.GATE_FAILED, "INCONCLUSIVE": ExitCode.EVIDENCE_INSUFFICIENT}
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="YAML configuration.", metavar="FILE")]

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from halo_forge.cli.running import (
+    VERDICT_EXIT,
     ConfigOption,
     DryRunOption,
     FreshOption,
@@ -21,9 +22,7 @@ from halo_forge.cli.running import (
     told_in_words,
 )
 from halo_forge.config import ResolvedConfig, load_config
-from halo_forge.errors import ExitCode, UsageError
-
-VERDICT_EXIT = {"PASS": ExitCode.OK, "FAIL": ExitCode.GATE_FAILED, "INCONCLUSIVE": ExitCode.EVIDENCE_INSUFFICIENT}
+from halo_forge.errors import UsageError
 
 ModelFlag = Annotated[str | None, typer.Option("--model", "-m", help="Hub id or local directory of the base model.")]
 DatasetFlag = Annotated[
