@@ -37,6 +37,72 @@ class Artifact(Record):
 # ------------------------------------------------------------------------------------------------ data
 
 
+class RowExample(Record):
+    """Where something was found. `excerpt` is redacted and at most 120 characters."""
+
+    file: str
+    line: int
+    excerpt: str
+
+
+class Finding(Record):
+    """One reason code and what was done with its rows. `kind` groups them: damage, mended, flag, policy, quality,
+    duplicate, contamination, privacy."""
+
+    code: str
+    meaning: str
+    kind: str
+    action: str  # keep, fix, skip, quarantine
+    rows: int
+    examples: tuple[RowExample, ...] = ()
+
+
+class DuplicatePair(Record):
+    """`kept` and `dropped` are file:line. `similarity` is 1 for exact copies, else Jaccard or cosine."""
+
+    kept: str
+    dropped: str
+    kind: Literal["exact", "near", "semantic"]
+    similarity: float
+    excerpt: str
+
+
+class DuplicateReport(Record):
+    """Rows dropped as copies. `across_sources` of them stand in another file than the copy that stays."""
+
+    exact: int
+    near: int
+    semantic: int
+    across_sources: int
+    near_threshold: float | None
+    semantic_threshold: float | None
+    examples: tuple[DuplicatePair, ...] = ()
+
+
+class ContaminationHit(Record):
+    """A row that repeats a benchmark item. `overlap` is the share of the item's n-grams that stand in the row."""
+
+    file: str
+    line: int
+    item: str
+    kind: Literal["exact", "near", "ngram_13", "ngram_8"]
+    overlap: float
+    excerpt: str
+
+
+class ContaminationReport(Record):
+    """One benchmark against all training rows; counts are rows, each under its strongest kind."""
+
+    benchmark: str
+    items: int
+    sha256: str
+    exact: int
+    near: int
+    ngram_13: int
+    ngram_8: int
+    examples: tuple[ContaminationHit, ...] = ()
+
+
 class SourceReport(Record):
     """What one input file turned out to be. read == kept + dropped; fixed rows are among the kept."""
 
@@ -47,6 +113,11 @@ class SourceReport(Record):
     kept: int
     fixed: int
     dropped: int
+    name: str = ""
+    loss_weight: float = 1.0
+    train_rows: int = 0
+    train_tokens: int = 0
+    train_supervised_tokens: int = 0
 
 
 class SplitReport(Record):
@@ -58,6 +129,7 @@ class SplitReport(Record):
     sha256: str
     conversations: str
     examples: str
+    examples_sha256: str = ""
 
 
 class PreparedData(Artifact):
@@ -71,6 +143,13 @@ class PreparedData(Artifact):
     max_seq_length: int
     token_lengths: dict[str, int] = Field(default_factory=dict)  # min, p50, p95, max over kept rows
     notes: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    duplicates: DuplicateReport | None = None
+    contamination: tuple[ContaminationReport, ...] = ()
+    languages: dict[str, int] = Field(default_factory=dict)  # ISO 639-1 or "unknown" -> kept rows
+    length_counts: dict[str, int] = Field(default_factory=dict)  # "64-127" tokens -> kept rows
+    advice: str = ""
+    prepare_time_s: float = 0.0
 
 
 # ------------------------------------------------------------------------------------------------ train

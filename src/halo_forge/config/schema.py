@@ -14,8 +14,9 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 RowFormat = Literal[
-    "auto", "messages", "sharegpt", "instruction", "prompt_completion", "question_answer", "query_response", "text"
-]
+    "auto", "messages", "sharegpt", "instruction", "prompt_completion", "question_answer", "query_response", "text",
+    "dolly", "openai_evals", "oasst", "segments", "preference", "xlam", "glaive",
+]  # fmt: skip
 
 
 class Section(BaseModel):
@@ -34,11 +35,44 @@ class ModelSection(Section):
     `eager` use the model's own attention with a block mask: slower, for comparison."""
 
 
+RowAction = Literal["keep", "fix", "skip", "quarantine", "fail"]
+
+
+class SourceEntry(Section):
+    """One source of a mix. Exactly one of `path` and `dataset`."""
+
+    path: str | None = None
+    """File, directory or pattern."""
+    dataset: str | None = None
+    """Short name or Hub id of a data set."""
+    name: str | None = None
+    """What reports call it. Default: the path or data set."""
+    format: RowFormat = "auto"
+    share: Annotated[float, Field(gt=0)] | None = None
+    """Relative share of rows in the mix. Sources without one are taken whole."""
+    max_rows: PositiveInt | None = None
+    """At most this many rows are taken."""
+    loss_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Multiplies the loss of its rows: the lambda of a weighted objective."""
+    replay: bool = False
+    """General data against forgetting: only ever trained on, never validated or held out."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> SourceEntry:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("a source has either a path or a dataset")
+        return self
+
+
 class DataSection(Section):
     train_file: str | list[str] | None = None
-    """JSONL, JSON, CSV, Parquet or text file, or a list of them."""
+    """JSONL, JSON, CSV, Parquet or text file, directory or pattern, `-` for stdin, or a list of them."""
     dataset: str | None = None
     """Short name (`halo-forge sft datasets`) or Hub id of a data set."""
+    sources: list[SourceEntry] | None = None
+    """Several sources with shares, caps and loss weights, instead of train_file and dataset."""
+    mix_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Flattens (above 1) or sharpens (below 1) the shares of data.sources: share ** (1 / temperature)."""
     format: RowFormat = "auto"
     """How rows are to be read; `auto` detects it per file and says what it found."""
     validation_file: str | None = None
@@ -49,20 +83,49 @@ class DataSection(Section):
     """Share of rows, chosen by content hash, that is validated on while training."""
     holdout_split: Fraction = 0.1
     """Share of rows, chosen by content hash, that is frozen and only ever evaluated on."""
+    split_by: str | None = None
+    """What stays on one side of the split: a column, or `source`. Default: rows with the same prompt."""
+    stratify_by: str | None = None
+    """Split every value of this column (or `source`) in the same proportion."""
     max_samples: PositiveInt | None = None
     """Read at most this many rows."""
     max_seq_length: Annotated[int, Field(ge=8)] = 2048
     """Longest example in tokens."""
     overlong: Literal["drop", "truncate", "fail"] = "drop"
     """What happens to a longer one. `truncate` cuts the end and trains no token after the cut; all are counted."""
-    on_bad_row: Literal["skip", "fail"] = "skip"
-    """`skip` writes the row to the ledger and goes on; `fail` stops at the first."""
+    on_bad_row: Literal["skip", "quarantine", "fail"] = "skip"
+    """`skip` writes the row to the ledger and goes on, `quarantine` also keeps it in data/quarantine.jsonl; `fail`
+    stops at the first."""
+    policies: dict[str, RowAction] = {}
+    """What happens to rows with a finding, by reason code (`halo-forge data rules` lists them): keep, fix, skip,
+    quarantine or fail."""
     max_bad_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     """More unusable rows than this share stop the run (over-long rows are policy, not damage)."""
+    languages: list[str] | None = None
+    """Languages that rows may be in (ISO 639-1: en, de, ...). Default: any; the report counts them."""
+    near_duplicate_threshold: Annotated[float, Field(ge=0.5, le=1.0)] | None = 0.85
+    """Rows whose word 5-grams overlap by this much (Jaccard) are near-duplicates; null looks for exact ones only."""
+    semantic_duplicate_threshold: Annotated[float, Field(ge=0.5, le=1.0)] | None = None
+    """Rows whose sentence embeddings (MiniLM) have this cosine similarity are duplicates; null does not embed."""
+    decontaminate: list[str] = []
+    """Benchmarks (a name known to `halo-forge data contamination`, a file or a directory) no training row may
+    repeat. The holdout is always among them."""
+    toxicity_model: str | None = None
+    """A text-classification model (directory or Hub id) that scores answers beside the lexical toxicity rule."""
     system_prompt: str | None = None
     """Put before conversations that have no system message of their own."""
     train_on: Literal["assistant", "last_assistant", "all"] = "assistant"
     """Which turns are trained. `all` trains every token after the first."""
+    reasoning: Literal["keep", "strip", "require"] = "keep"
+    """Reasoning of assistant turns: rendered as the template does, left out, or every row must have it."""
+    num_workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that prepare rows; 0 prepares in this one. Default: one per core for large inputs."""
+
+    @model_validator(mode="after")
+    def _one_way_to_name_sources(self) -> DataSection:
+        if self.sources and (self.train_file or self.dataset):
+            raise ValueError("sources replaces train_file and dataset: give one or the other")
+        return self
 
     @model_validator(mode="after")
     def _splits_leave_rows(self) -> DataSection:

@@ -1,0 +1,159 @@
+"""Every reason code that a ledger may hold: what it means, what is done by default, and what may be done instead.
+
+    damage         the row cannot be used as it is            data.on_bad_row decides
+    policy         a sound row that is left out               counted, never damage
+    mended         the row is used after a mend               counted as fixed
+    flag           found, and left as it is
+    quality, privacy, duplicate, contamination                data.policies decides, by code
+
+`halo-forge data rules` prints this table; a test holds every code of the source against it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from halo_forge.config.schema import DataSection, RowAction
+from halo_forge.data.quality_rules import RULES
+from halo_forge.errors import UsageError
+
+Kind = Literal["damage", "policy", "mended", "flag", "quality", "privacy", "duplicate", "contamination"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """`default` None means that data.on_bad_row decides. `allowed` are the actions data.policies may name."""
+
+    code: str
+    kind: Kind
+    meaning: str
+    default: RowAction | None
+    allowed: tuple[RowAction, ...]
+
+
+DROPPING: tuple[RowAction, ...] = ("skip", "quarantine", "fail")
+_DAMAGE = {
+    "bad_json": "the line is not JSON",
+    "truncated_line": "the file ends in the middle of this line",
+    "nul_byte": "a NUL byte outside a string",
+    "glued_objects": "several objects on one line",
+    "duplicate_key": "a key stands twice in one object",
+    "bad_number": "a number that no float holds, or NaN",
+    "too_deep": "nested deeper than 64 levels",
+    "line_too_long": "the line is longer than 16 MiB",
+    "not_an_object": "a row is not an object with named columns",
+    "bad_encoding": "bytes that are not UTF-8",
+    "lone_surrogate": "half of a surrogate pair",
+    "invalid_unicode": "half of a surrogate pair reached the tokenizer",
+    "bad_csv": "the record cannot be read",
+    "ragged_row": "more or fewer cells than columns",
+    "missing_columns": "the columns of the format are not there",
+    "reserved_columns": "columns named like tokens (input_ids, labels)",
+    "bad_messages": "the messages are not a list of objects",
+    "bad_role": "an unknown role",
+    "missing_content": "a message without content",
+    "null_content": "content is null",
+    "bad_content_type": "content is neither text nor a list of text parts",
+    "empty_content": "a message or answer is empty",
+    "bad_tool_call": "a tool call that cannot be read",
+    "bad_tools": "a tool description that cannot be read",
+    "bad_weight": "a weight that is no number from 0 up",
+    "bad_slices": "slices are not an object of labels",
+    "system_not_first": "a system message after the first turn",
+    "no_assistant_turn": "nobody answers, so there is nothing to learn",
+    "no_user_turn": "the assistant answers nobody",
+    "consecutive_assistant": "two answers in a row",
+    "tool_result_without_call": "a tool result that no call asked for",
+    "tool_call_without_result": "a tool call that nothing answers",
+    "empty_conversation": "no messages",
+    "mixed_document": "a plain text among messages",
+    "media_unsupported": "an image or audio in a text run",
+    "template_refused": "the chat template refuses the row",
+    "mask_disagreement": "the two derivations of the mask differ",
+    "stop_token_untrained": "no trained token would end the answer",
+    "double_bos": "more than one begin-of-text token",
+    "special_tokens_unsplittable": "special tokens in the text cannot be made text",
+    "no_supervised_tokens": "no token of the row would be trained",
+    "no_prompt": "nothing stands before the answer",
+    "reasoning_missing": "data.reasoning: require, and an answer has none",
+}
+_MENDED = {
+    "bom_removed": "the file began with a byte order mark, which is left out",
+    "role_normalised": "a role was written in another way",
+    "nul_removed": "NUL characters are left out",
+    "empty_system_dropped": "an empty system message is left out",
+    "turns_joined": "two turns of one side in a row became one",
+    "leading_assistant_dropped": "the assistant spoke before the user; that turn is left out",
+    "trailing_turn_dropped": "turns after the last answer are left out",
+    "json_text_parsed": "the messages were a list inside a string",
+    "special_tokens_neutralised": "special tokens in the content are encoded as ordinary text",
+    "truncated": "cut at data.max_seq_length",
+    "reasoning_not_rendered": "the chat template leaves out the reasoning",
+    "text_not_rendered": "the chat template leaves out text beside a tool call",
+    "system_not_rendered": "the chat template leaves out the system message",
+    "tools_not_rendered": "the chat template leaves out the tools",
+}
+_FLAGS = {
+    "merged_boundary": "one token stands across the border between prompt and answer",
+}
+_POLICY = {
+    "in_holdout": "its prompt stands in the holdout",
+    "in_validation": "its prompt stands in the validation file",
+    "too_long": "longer than data.max_seq_length",
+    "no_supervised_tokens_after_truncation": "nothing that is trained stands before the cut",
+    "not_sampled": "not in its source's share of the mix",
+    "part_of_tree": "told in the conversation of another row of its tree",
+}
+_COPIES: dict[str, tuple[Kind, str, RowAction, tuple[RowAction, ...]]] = {
+    "duplicate": ("duplicate", "the same conversation as an earlier row", "skip", ("keep", *DROPPING)),
+    "near_duplicate": ("duplicate", "nearly the same words as an earlier row", "skip", ("keep", *DROPPING)),
+    "semantic_duplicate": ("duplicate", "says the same as an earlier row", "skip", ("keep", *DROPPING)),
+    "contaminated": ("contamination", "repeats a benchmark item or a held-out row", "fail", ("keep", *DROPPING)),
+    "benchmark_overlap": ("contamination", "shares word n-grams with a benchmark item", "keep", ("keep", *DROPPING)),
+    "contradiction": ("quality", "the same prompt has another answer elsewhere", "keep", ("keep", *DROPPING)),
+}
+
+
+def _table() -> dict[str, Reason]:
+    reasons = [
+        *(Reason(code=c, kind="damage", meaning=m, default=None, allowed=DROPPING) for c, m in _DAMAGE.items()),
+        *(Reason(code=c, kind="policy", meaning=m, default="skip", allowed=DROPPING) for c, m in _POLICY.items()),
+        *(
+            Reason(code=c, kind="mended", meaning=m, default="fix", allowed=("fix", *DROPPING))
+            for c, m in _MENDED.items()
+        ),
+        *(
+            Reason(code=c, kind="flag", meaning=m, default="keep", allowed=("keep", *DROPPING))
+            for c, m in _FLAGS.items()
+        ),
+        *(Reason(code=c, kind=k, meaning=m, default=d, allowed=a) for c, (k, m, d, a) in _COPIES.items()),
+        *(Reason(code=r.code, kind=r.kind, meaning=r.meaning, default=r.default, allowed=r.allowed) for r in RULES),
+    ]
+    return {reason.code: reason for reason in reasons}
+
+
+REASONS: Mapping[str, Reason] = _table()
+
+
+def action_table(data: DataSection) -> dict[str, RowAction]:
+    """What happens to rows with each reason code under this configuration. Raises UsageError for a code that does not
+    exist or an action that it does not have."""
+    for code, action in data.policies.items():
+        if code not in REASONS:
+            near = difflib.get_close_matches(code, REASONS, n=1)
+            raise UsageError(
+                f"data.policies: there is no reason code {code!r}",
+                where=f"data.policies.{code}",
+                expected="a code of `halo-forge data rules`",
+                fix=f"did you mean {near[0]}?" if near else None,
+            )
+        if action not in REASONS[code].allowed:
+            raise UsageError(
+                f"data.policies: {code} rows cannot be dealt with by {action!r}",
+                where=f"data.policies.{code}",
+                expected=", ".join(REASONS[code].allowed),
+            )
+    return {code: data.policies.get(code) or reason.default or data.on_bad_row for code, reason in REASONS.items()}
