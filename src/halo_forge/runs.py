@@ -2,7 +2,7 @@
 
 <output.dir>/
 ├── config.resolved.yaml   run.json            what was asked for, by which code
-├── data/                  manifest.json ledger.jsonl *.conversations.jsonl *.examples.parquet
+├── data/                  manifest.json ledger.jsonl *.conversations.jsonl *.examples.arrow
 ├── checkpoint-N/  best_val -> ...  best_train -> ...  latest -> ...
 ├── final_model/           loads with plain AutoModel / AutoTokenizer / peft
 ├── metrics.jsonl  training_log.json  trained.json  first_batch.txt

@@ -29,7 +29,7 @@ NUM_ROWS = 60
 RUN_FILES = [
     "config.resolved.yaml", "run.json", "compute.json", "data/manifest.json", "data/ledger.jsonl",
     "data/train.conversations.jsonl", "data/validation.conversations.jsonl", "data/holdout.conversations.jsonl",
-    "data/train.examples.parquet", "best_val/MANIFEST.json", "best_train/MANIFEST.json", "latest/MANIFEST.json",
+    "data/train.examples.arrow", "best_val/MANIFEST.json", "best_train/MANIFEST.json", "latest/MANIFEST.json",
     "checkpoint-4/MANIFEST.json", "checkpoint-8/MANIFEST.json", "final_model/adapter_config.json",
     "final_model/adapter_model.safetensors", "final_model/tokenizer.json", "final_model/tokenizer_config.json",
     "final_model/tokenizer/tokenizer.json", "final_model/tokenizer/tokenizer_config.json", "metrics.jsonl",

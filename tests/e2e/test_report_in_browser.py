@@ -49,10 +49,10 @@ class Visit:
     complaints: list[str]  # what the browser wrote about the page on its console
 
 
-def load_builder() -> ModuleType:
-    name = "halo_forge_test_run_builder"
+def load_builder(file_name: str = "run_builder.py") -> ModuleType:
+    name = f"halo_forge_test_{file_name.removesuffix('.py')}"
     if name not in sys.modules:
-        path = Path(__file__).parents[1] / "unit" / "report" / "run_builder.py"
+        path = Path(__file__).parents[1] / "unit" / "report" / file_name
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
@@ -111,6 +111,77 @@ def hostile_page(tmp_path: Path) -> Path:
     sample = {"id": PAYLOADS[0], "tokens": PAYLOADS, "weights": [0.0, *[1.0] * (len(PAYLOADS) - 1)]}
     built.run.file("data/mask_samples.json").write_text(json.dumps([sample]))
     return write_report(built.run)
+
+
+@pytest.fixture
+def data_page(tmp_path: Path) -> Path:
+    return write_report(load_builder("data_builder.py").build_data_run(tmp_path / "support-data"))
+
+
+@pytest.fixture
+def hostile_data_page(tmp_path: Path) -> Path:
+    """Every text of a finding, a copy, a benchmark hit and the ledger says something hostile."""
+    run = load_builder("data_builder.py").build_data_run(tmp_path / "run")
+    record = json.loads(run.file("data/manifest.json").read_text())
+    for place, finding in enumerate(record["findings"]):
+        payload = PAYLOADS[place % len(PAYLOADS)]
+        finding |= {"code": payload, "meaning": payload}
+        finding["examples"] = [{"file": payload, "line": 1, "excerpt": payload}]
+    for pair in record["duplicates"]["examples"]:
+        pair |= {"kept": PAYLOADS[1], "dropped": PAYLOADS[2], "excerpt": PAYLOADS[0]}
+    for hit in record["contamination"][0]["examples"]:
+        hit |= {"file": PAYLOADS[4], "item": PAYLOADS[2], "excerpt": PAYLOADS[6]}
+    record |= {"advice": PAYLOADS[0], "languages": dict.fromkeys(PAYLOADS, 5), "notes": PAYLOADS}
+    run.file("data/manifest.json").write_text(json.dumps(record))
+    row = {"file": PAYLOADS[0], "line": 1, "action": "dropped", "code": PAYLOADS[0], "reason": PAYLOADS[3]}
+    run.file("data/ledger.jsonl").write_text(json.dumps(row | {"excerpt": PAYLOADS[4]}) + "\n")
+    return write_report(run)
+
+
+def widths(page: Path, folder: Path, width: int) -> tuple[int, int]:
+    """How wide the page is shown, and how wide it would like to be, with everything folded open. A window of this
+    browser is never narrower than 500, a frame is."""
+    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
+    measure = "parent.postMessage(innerWidth + ' ' + document.documentElement.scrollWidth, '*')"
+    html = html.replace("<details", "<details open").replace("</body>", f"<script>onload=()=>{measure}</script></body>")
+    (folder / "measured.html").write_text(html, encoding="utf-8")
+    frame = folder / "frame.html"
+    frame.write_text(
+        f"<title>none</title><script>onmessage = event => {{ document.title = event.data }}</script>"
+        f'<iframe src="measured.html" width={width} height=900></iframe>'
+    )
+    shown, wanted = visit(frame, folder / "profile").title.split()
+    return int(shown), int(wanted)
+
+
+@pytest.mark.parametrize("width", [400, 1100])
+def test_a_data_page_fits_a_narrow_screen(data_page: Path, tmp_path: Path, width: int) -> None:
+    assert widths(data_page, tmp_path, width) == (width, width)
+
+
+def test_a_run_page_fits_a_narrow_screen(finished_page: Path, tmp_path: Path) -> None:
+    assert widths(finished_page, tmp_path, 400) == (400, 400)
+
+
+def test_the_data_page_renders_in_both_themes_and_has_no_complaint(data_page: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "profile"
+    wide = picture(data_page, profile, tmp_path / "wide.png")
+    assert corner_and_size(wide) == ("#fbfaf7", (1200, 1000))
+    assert len(wide) > 40_000
+    assert corner_and_size(picture(data_page, profile, tmp_path / "dark.png", dark=True))[0] == "#141518"
+    seen = visit(data_page, profile)
+    assert seen.title == "support-data · Ready to train · halo-forge data report"
+    assert re.findall(r'<section id="(\w+)"', seen.dom) == ["data", "masks", "next", "release", "reproduce"]
+    assert seen.dom.count('<svg class="bar"') == 3
+    assert seen.complaints == []
+
+
+def test_hostile_rows_are_inert(hostile_data_page: Path, tmp_path: Path) -> None:
+    seen = visit(hostile_data_page, tmp_path / "profile")
+    assert seen.title == "run · Ready to train · halo-forge data report"
+    assert seen.complaints == []
+    assert not re.search(r"<(script|iframe|img|style\b[^>]*>\*)", seen.dom)
+    assert seen.dom.count("&lt;script&gt;") > 10
 
 
 def test_the_page_renders_with_its_own_style_in_both_themes_and_widths(finished_page: Path, tmp_path: Path) -> None:

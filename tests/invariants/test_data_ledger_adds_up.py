@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 from halo_forge.chat import read_conversations
 from halo_forge.config.schema import Config, DataSection
 from halo_forge.data import check_file, prepare
-from halo_forge.data.collect import Collected, Draft
-from halo_forge.data.formats import prompt_key
+from halo_forge.data.decisions import Rows
 from halo_forge.errors import DataError
 from halo_forge.runs import RunDirectory
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PREPARE = sys.modules["halo_forge.data.prepare"]
-COLLECT = sys.modules["halo_forge.data.collect"]
+WORKERS = sys.modules["halo_forge.data.workers"]
 
 TEXT = st.text(st.characters(exclude_categories=()), max_size=20)
 TURN = st.fixed_dictionaries(
@@ -88,13 +87,9 @@ def run(tmp_path: Path) -> Iterator[RunDirectory]:
 def test_a_row_lost_on_the_way_stops_the_stage(
     tmp_path: Path, run: RunDirectory, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle = COLLECT._drop_repeated
-
-    def losing(collected: Collected) -> None:
-        settle(collected)
-        del collected.drafts[7]
-
-    monkeypatch.setattr(COLLECT, "_drop_repeated", losing)
+    """The worker forgets a row that the reader yielded."""
+    part_of = WORKERS.part_of
+    monkeypatch.setattr(WORKERS, "part_of", lambda drafts: part_of([*drafts[:7], *drafts[8:]]))
     with pytest.raises(DataError, match="does not add up: 30 rows were read and 29"):
         prepare(write_rows(tmp_path / "rows.jsonl", 30), run, tiny_tokenizer)
     assert not run.file("data/manifest.json").exists()
@@ -103,29 +98,40 @@ def test_a_row_lost_on_the_way_stops_the_stage(
 def test_a_row_counted_twice_stops_the_stage(
     tmp_path: Path, run: RunDirectory, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle = COLLECT._drop_repeated
-
-    def doubling(collected: Collected) -> None:
-        settle(collected)
-        collected.drafts.append(collected.drafts[0])
-
-    monkeypatch.setattr(COLLECT, "_drop_repeated", doubling)
+    part_of = WORKERS.part_of
+    monkeypatch.setattr(WORKERS, "part_of", lambda drafts: part_of([*drafts, drafts[0]]))
     with pytest.raises(DataError, match="does not add up"):
+        prepare(write_rows(tmp_path / "rows.jsonl", 30), run, tiny_tokenizer)
+
+
+def test_a_row_not_told_stops_the_stage(
+    tmp_path: Path, run: RunDirectory, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = PREPARE.write_ledger
+
+    def forgetting(rows: Rows, writer: Any) -> Any:
+        summary, told = write(rows, writer)
+        summary.by_file[rows.sources[0].label].read -= 1
+        return summary, told
+
+    monkeypatch.setattr(PREPARE, "write_ledger", forgetting)
+    with pytest.raises(DataError, match="does not add up: 30 rows were read and 29"):
         prepare(write_rows(tmp_path / "rows.jsonl", 30), run, tiny_tokenizer)
 
 
 def test_a_row_not_written_stops_the_stage(
     tmp_path: Path, run: RunDirectory, tiny_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = PREPARE._write_split
+    write = PREPARE.write_splits
 
-    def forgetting(name: str, collected: Collected, directory: RunDirectory) -> Any:
-        drafts: list[Draft] = [draft for draft in collected.drafts if draft.split == name]
-        return write(name, Collected(drafts=drafts[1:]), directory)
+    def forgetting(rows: Rows, directory: Path) -> Any:
+        rows.split[5] = -1
+        return write(rows, directory)
 
-    monkeypatch.setattr(PREPARE, "_write_split", forgetting)
+    monkeypatch.setattr(PREPARE, "write_splits", forgetting)
     with pytest.raises(DataError, match="does not add up: it keeps"):
         prepare(write_rows(tmp_path / "rows.jsonl", 30), run, tiny_tokenizer)
+    assert not run.file("data/manifest.json").exists()
 
 
 SPELLINGS = st.sampled_from(
@@ -154,7 +160,6 @@ def test_no_prompt_stands_in_two_splits(
                 for conversation in read_conversations(run.file(report.conversations)):
                     plain = " ".join(conversation.messages[0].text.casefold().split())
                     places.setdefault(plain, set()).add(name)
-                    assert prompt_key(conversation.messages)
             actions = Counter(json.loads(line)["action"] for line in run.file(prepared.ledger).read_text().splitlines())
     assert all(len(splits) == 1 for splits in places.values())
     assert actions["kept"] == sum(report.rows for report in prepared.splits.values())

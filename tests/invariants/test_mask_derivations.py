@@ -98,7 +98,7 @@ def test_a_twin_that_does_not_split_specials_is_refused(
     encoder = ChatEncoder(tiny_tokenizer, max_seq_length=500)
     assert encoder.encode(attack).notes == ("special_tokens_neutralised",)
     monkeypatch.setattr("halo_forge.chat.tokens._respelled_twin", lambda backend, structural, mark: backend)
-    monkeypatch.setattr("halo_forge.chat.example._known", [])
+    monkeypatch.setattr("halo_forge.chat.known._known", [])
     with pytest.raises(RowError) as error:
         conversation_to_example(attack, tiny_tokenizer, max_seq_length=500)
     assert error.value.code == "special_tokens_unsplittable"

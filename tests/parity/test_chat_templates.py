@@ -588,3 +588,162 @@ def test_one_encoder_keeps_rows_apart(name: str, with_template: Callable[[str], 
         assert together.notes == alone[shape].notes
         assert together.example.input_ids.tolist() == alone[shape].example.input_ids.tolist()
         assert together.example.loss_weights.tolist() == alone[shape].example.loss_weights.tolist()
+
+
+# ------------------------------------------------------------------------------ every template, every shape
+
+
+TRAINED_BY_TRL = sorted({*FAMILIES, "glm4moe", "idefics3", "llava_next", "smolvlm"})
+WITHOUT_VARIANT = {
+    *("gemma4", "gemma4_v2", "gemma4_v3", "gemma4_v4", "gemma4_v5", "lfm2_2_5", "lfm2_2_5_v2", "lfm2_2_5_vl"),
+    *("llama3_1", "llama3_2"),
+}
+CALLS = frozenset(("tools", "steps"))
+# What the plain template does not render at all: tool calls, or a system message.
+REFUSED = {
+    **dict.fromkeys(("cohere", "cohere2", "deepseek_r1_distill", "gemma3", "idefics3", "lfm2", "llama3"), CALLS),
+    **dict.fromkeys(("llava_next", "phi3", "phi3_5", "qwen2_5_vl", "smolvlm"), CALLS),
+    "gemma": CALLS | {"system"},
+}
+HISTORY = frozenset(("multi", "thoughts", "inline thoughts", "steps"))
+# Where TRL's variant renders another text than the model's own template, which is what a server will render:
+#   it keeps or writes thinking in earlier turns, which the model's template leaves out there;
+#   `deepseek_r1_distill` cuts thoughts out of the text of earlier answers, the variant does not;
+#   `qwen3_8` does not read tags in an answer's text: to us they are text, not the special tokens they spell;
+#   `glm4moe` ends an answer by no token at all: ours gets end-of-text behind it, TRL's learns no end.
+OTHER_TEXT = {
+    "qwen3": HISTORY | {"tools"},
+    **dict.fromkeys(("qwen3_5_nothink", "qwen3_5_think", "qwen3_6"), HISTORY),
+    "deepseek_r1_distill": frozenset({"inline thoughts"}),
+    "qwen3_8": frozenset({"inline thoughts"}),
+    "glm4moe": frozenset(MORE_SHAPES),
+}
+# TRL's variant begins or ends otherwise in these shapes than the family does elsewhere.
+EDGES = {
+    "deepseekv3": (("<｜Assistant｜>", "<｜tool▁outputs▁end｜>"), ("",)),
+    "diffusion_gemma": (("",), ("", "\n")),
+    "idefics3": (("",), LINE),
+    "smolvlm": (("",), LINE),
+}
+
+
+def test_the_tables_name_every_shipped_template() -> None:
+    import trl
+
+    shipped = {path.stem for path in (Path(trl.__file__).parent / "chat_templates").glob("*.jinja")}
+    variants = {name.removesuffix("_training") for name in shipped if name.endswith("_training")}
+    assert variants == set(TRAINED_BY_TRL)
+    assert {name for name in shipped if not name.endswith("_training")} - variants == WITHOUT_VARIANT
+
+
+def renderings_by_trl(
+    tokenizer: PreTrainedTokenizerBase, name: str, conversation: Conversation
+) -> list[tuple[list[int], np.ndarray]]:
+    """(ids, mask) by TRL's variant in each form of the messages that it takes: arguments as text, text as parts."""
+    found = []
+    for as_text in (False, True):
+        for as_parts in (False, True):
+            messages = template_messages(conversation, as_text)
+            if as_parts:
+                messages = [{**entry, "content": [{"type": "text", "text": entry["content"]}]} for entry in messages]
+            try:
+                theirs = tokenizer.apply_chat_template(
+                    messages,
+                    tools=list(conversation.tools) or None,
+                    chat_template=template(f"{name}_training"),
+                    return_dict=True,
+                    return_assistant_tokens_mask=True,
+                )
+            except Exception:  # a template is foreign code and may raise anything
+                continue
+            found.append((theirs["input_ids"], np.array(theirs["assistant_masks"])))
+    return found
+
+
+@pytest.mark.parametrize("shape", sorted(MORE_SHAPES))
+@pytest.mark.parametrize("name", TRAINED_BY_TRL)
+def test_every_shape_is_equal_or_its_difference_is_named(
+    name: str, shape: str, with_template: Callable[[str], PreTrainedTokenizerBase]
+) -> None:
+    tokenizer, conversation = with_template(name), MORE_SHAPES[shape]
+    if shape in REFUSED.get(name, ()):
+        with pytest.raises(RowError) as error:
+            conversation_to_example(conversation, tokenizer, max_seq_length=10_000)
+        assert error.value.code == "template_refused"
+        return
+    example = conversation_to_example(conversation, tokenizer, max_seq_length=10_000).example
+    theirs = renderings_by_trl(tokenizer, name, conversation)
+    same = [mask for ids, mask in theirs if ids == example.input_ids.tolist()]
+    assert bool(same) == (shape not in OTHER_TEXT.get(name, ()))
+    if not same:
+        return
+    family = FAMILIES.get(name)
+    heads, tails = EDGES.get(name) or ((family.heads, family.tails) if family else (("",), ("",)))
+    ours, trls = stretches(example.loss_weights), stretches(same[0])
+    assert len(ours) == len(trls)
+    for (start, end), (trl_start, trl_end) in zip(ours, trls, strict=True):
+        assert trl_start <= start < end <= trl_end
+        assert tokenizer.decode(example.input_ids[trl_start:start]) in heads
+        assert tokenizer.decode(example.input_ids[end:trl_end]) in tails
+
+
+@pytest.mark.parametrize("name", sorted({*TRAINED_BY_TRL, *WITHOUT_VARIANT}))
+def test_tool_results_and_questions_are_never_trained(
+    name: str, with_template: Callable[[str], PreTrainedTokenizerBase]
+) -> None:
+    """Words that stand in one message only: trained if and only if an assistant said them."""
+    tokenizer = with_template(name)
+    conversation = row(
+        say("user", "question-word"),
+        CALL,
+        say("tool", '{"degrees": "result-word"}', name="weather", call_id="abcdefghi"),
+        say("assistant", "answer-word"),
+        say("user", "second-word"),
+        say("assistant", "last-word"),
+        tools=(TOOL,),
+    )
+    if shape_is_refused := "tools" in REFUSED.get(name, ()):
+        conversation = row(*(conversation.messages[index] for index in (0, 3, 4, 5)))
+    try:
+        example = conversation_to_example(conversation, tokenizer, max_seq_length=10_000).example
+    except RowError as error:
+        assert (name, error.code) == ("lfm2_2_5_vl", "template_refused")
+        return
+    trained = tokenizer.decode(example.input_ids[example.loss_weights > 0])
+    untrained = tokenizer.decode(example.input_ids[example.loss_weights == 0])
+    assert "answer-word" in trained
+    assert "last-word" in trained
+    assert "weather" in trained or shape_is_refused
+    for word in ("question-word", "second-word", *(() if shape_is_refused else ("result-word",))):
+        assert word in untrained
+        assert word not in trained
+
+
+# What the generation prompt writes and the answer in a conversation lacks. DeepSeek's prompt opens a thought that answers
+# in a history do not show; Nemotron's opens one where an answer without a thought has `<think></think>`; the Qwen
+# that does not think closes the thought in its prompt, so an answer with one cannot follow it.
+OPENS_A_THOUGHT = {
+    **dict.fromkeys(("deepseek_r1_distill", "deepseekv3"), {"<think>\n"}),
+    **dict.fromkeys(
+        ("nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra"), {"\n"}
+    ),
+    "qwen3_5_nothink": {"<think>\n\n</think>\n\n"},
+}
+
+
+@pytest.mark.parametrize("name", sorted({*TRAINED_BY_TRL, *WITHOUT_VARIANT}))
+@pytest.mark.parametrize("shape", ["single", "multi", "reasoning", "thoughts"])
+def test_what_is_trained_is_what_generation_goes_on_with(
+    name: str, shape: str, with_template: Callable[[str], PreTrainedTokenizerBase]
+) -> None:
+    """The ids before the last trained answer are those that a server feeds the model before it answers, and no id that
+    the generation prompt supplies is trained."""
+    tokenizer = with_template(name)
+    example = conversation_to_example(MORE_SHAPES[shape], tokenizer, max_seq_length=10_000).example
+    prompt, _, stops = prompt_and_reference(MORE_SHAPES[shape], tokenizer)
+    start, end = stretches(example.loss_weights)[-1]
+    before = example.input_ids[:start].tolist()
+    if before != prompt:
+        assert prompt[: len(before)] == before
+        assert tokenizer.decode(prompt[len(before) :]) in OPENS_A_THOUGHT.get(name, set())
+    assert int(example.input_ids[end - 1]) in stops

@@ -3,9 +3,14 @@
 messages.py      conversation -> template messages -> text      template.py  what a template writes, learnt once
 origin.py        which characters are content                   spans.py     what is trained, derived twice
 tokens.py        text -> ids; specials only from the template   example.py   the whole way, and the refusals
+known.py         what is known of a tokenizer                   reasoning.py keep, strip, require
 store.py         files      view.py  what a person sees         fingerprints.py  hashes
+
+Many rows at once, with the same results: batch_encode.py, which joins what skeleton.py (a template's literals, proven
+by trace.py) and byte_tokens.py (where tokens begin, without offsets) know.
 """
 
+from halo_forge.chat.batch_encode import EncodedBatch
 from halo_forge.chat.example import ChatEncoder, Encoded, conversation_to_example, prompt_and_reference
 from halo_forge.chat.fingerprints import template_sha256, tokenizer_sha256
 from halo_forge.chat.records import Conversation, Example, MediaPart, Message, SourceRef, TextPart, ToolCall
@@ -29,6 +34,7 @@ __all__ = [
     "ChatEncoder",
     "Conversation",
     "Encoded",
+    "EncodedBatch",
     "Example",
     "ExampleStore",
     "MediaPart",

@@ -5,7 +5,7 @@ stops the answer; nothing else, unless `train_on="all"`. Every row either keeps 
 
     template_refused  mask_disagreement  stop_token_untrained  double_bos  no_assistant_turn  no_supervised_tokens
     too_long  no_supervised_tokens_after_truncation  special_tokens_unsplittable  media_unsupported  invalid_unicode
-    mixed_document  empty_conversation  bad_weight
+    mixed_document  empty_conversation  bad_weight  reasoning_missing
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from halo_forge.chat.messages import CallStyle, messages_to_template, template_renderer, template_source
-from halo_forge.chat.origin import REASONING, TEXT, Origin, trace_origin, visible
+from halo_forge.chat.batch_encode import EncodedBatch, encode_batch
+from halo_forge.chat.known import known_tokenizer
+from halo_forge.chat.reasoning import ReasoningPolicy, require_reasoning, strip_reasoning
 from halo_forge.chat.records import Conversation, Example, Message
-from halo_forge.chat.spans import Span, Turn, agreed_spans, turns_of
-from halo_forge.chat.template import TemplateFacts, learn_template
-from halo_forge.chat.tokens import TextEncoder, TokenizedText
+from halo_forge.chat.spans import Span, Turn
+from halo_forge.chat.tokens import TokenizedText
 from halo_forge.errors import DataError, RowError
 
 if TYPE_CHECKING:
@@ -48,15 +48,6 @@ class Encoded:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Rendering:
-    text: str
-    origin: Origin
-    spans: tuple[Span, ...]
-    turns: tuple[Turn, ...]
-    notes: tuple[str, ...]
-
-
 class ChatEncoder:
     """Encodes conversations for one tokenizer; keeps what was learnt about its template and special tokens.
 
@@ -71,13 +62,49 @@ class ChatEncoder:
         max_seq_length: int,
         train_on: TrainOn = "assistant",
         overlong: Overlong = "drop",
+        reasoning: ReasoningPolicy = "keep",
+        fast: bool = True,
     ) -> None:
+        """`reasoning`: rendered as the template does, taken out before that, or required in every trained answer.
+        `fast=False` makes `encode_batch` encode every row by `encode`."""
         self.tokenizer = tokenizer
         self.max_seq_length, self.train_on, self.overlong = max_seq_length, train_on, overlong
-        self._known = _known_tokenizer(tokenizer)
+        self.reasoning, self.fast = reasoning, fast
+        self.known = known_tokenizer(tokenizer)
+
+    def encode_batch(self, conversations: Sequence[Conversation]) -> EncodedBatch:
+        """Exactly what `encode` gives for each conversation, many times quicker; a refused row is in `problems`.
+
+        Raises DataError where `encode` does."""
+        return encode_batch(self, conversations)
+
+    def reference(self) -> ChatEncoder:
+        """The same policies one row at a time and without a limit of length: what `encode_batch` is held against."""
+        return ChatEncoder(
+            self.tokenizer,
+            max_seq_length=2**31 - 1,
+            train_on=self.train_on,
+            reasoning=self.reasoning,
+            fast=False,
+        )
+
+    def prepared(self, conversation: Conversation) -> Conversation | RowError:
+        """The conversation as it is rendered under the reasoning policy, or why it is refused."""
+        if self.reasoning == "strip":
+            return strip_reasoning(conversation)
+        if self.reasoning == "require":
+            try:
+                require_reasoning(conversation, self._turn_weights(conversation.messages))
+            except RowError as error:
+                return error
+        return conversation
 
     def encode(self, conversation: Conversation) -> Encoded:
         _check_weights(conversation)
+        prepared = self.prepared(conversation)
+        if isinstance(prepared, RowError):
+            raise prepared
+        conversation = prepared
         if any(message.role == "document" for message in conversation.messages):
             ids, weights, notes = self._encode_document(conversation)
         else:
@@ -95,13 +122,13 @@ class ChatEncoder:
     def _encode_document(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray, list[str]]:
         if len(conversation.messages) != 1:
             raise RowError("mixed_document", "a plain text stands alone; it cannot be one message among others")
-        encoder = self._known.encoder
+        encoder = self.known.encoder
         tokens, neutralised = encoder.encode_as_text(conversation.messages[0].text)
         if not len(tokens):
             raise RowError("no_supervised_tokens", "the text is empty")
         if encoder.eos_id is None:
             raise DataError("the tokenizer has no end-of-text token", fix="set eos_token in tokenizer_config.json")
-        leading = [encoder.bos_id] if self._known.adds_bos else []
+        leading = [encoder.bos_id] if self.known.adds_bos else []
         ids = np.concatenate((np.array(leading, np.int32), tokens.ids, np.array([encoder.eos_id], np.int32)))
         weights = np.ones(len(ids), dtype=np.float32)
         return ids, weights, ["special_tokens_neutralised"] if neutralised else []
@@ -112,8 +139,8 @@ class ChatEncoder:
             raise RowError("empty_conversation", "the row has no messages")
         if "assistant" not in roles and self.train_on != "all":
             raise RowError("no_assistant_turn", "the row has no assistant message, so there is nothing to learn from")
-        rendering = self._known.render(conversation)
-        tokens, neutralised = self._known.encoder.encode(rendering.text, rendering.origin)
+        rendering = self.known.render(conversation)
+        tokens, neutralised = self.known.encoder.encode(rendering.text, rendering.origin)
         notes = [*rendering.notes, *(["special_tokens_neutralised"] if neutralised else [])]
         ids, weights = tokens.ids, np.full(len(tokens), float(self.train_on == "all"), dtype=np.float32)
         wanted = self._turn_weights(conversation.messages)
@@ -129,7 +156,7 @@ class ChatEncoder:
             weights[first : last + 1] = weight
             notes += ["merged_boundary"] if merged else []
         if needs_eos:
-            ids = np.append(ids, np.int32(self._known.eos_for_answers()))
+            ids = np.append(ids, np.int32(self.known.eos_for_answers()))
             weights = np.append(weights, np.float32(wanted[rendering.spans[-1].message]))
         self._check_bos(ids)
         return ids, weights, notes
@@ -163,11 +190,11 @@ class ChatEncoder:
         return first, tokens.last_token(len(tokens.text)), merged
 
     def _check_bos(self, ids: np.ndarray) -> None:
-        bos = self._known.encoder.bos_id
+        bos = self.known.encoder.bos_id
         if bos is None:
             return
         if (len(ids) > 1 and ids[0] == bos and ids[1] == bos) or (
-            not self._known.bos_opens_turns and int((ids == bos).sum()) > 1
+            not self.known.bos_opens_turns and int((ids == bos).sum()) > 1
         ):
             raise RowError("double_bos", "the row has more than one begin-of-text token; the template writes it twice")
 
@@ -222,7 +249,7 @@ def prompt_and_reference(
     last = turns[-1]
     if last == 0:
         raise RowError("no_prompt", "nothing stands before the answer, so there is nothing to ask a model")
-    known = _known_tokenizer(tokenizer)
+    known = known_tokenizer(tokenizer)
     facts = known.facts(conversation)
     text, origin = known.render_part(conversation, last, True)
     tokens, _ = known.encoder.encode(text, origin)
@@ -254,122 +281,3 @@ def _check_weights(conversation: Conversation) -> None:
     weights = [conversation.weight, *(m.weight for m in conversation.messages if m.weight is not None)]
     if any(not math.isfinite(weight) or weight < 0 for weight in weights):
         raise RowError("bad_weight", f"weights are numbers from 0 up, found {min(weights)}")
-
-
-class _KnownTokenizer:
-    """What has been found out about one tokenizer and its templates."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self.signature = _signature(tokenizer)
-        self.encoder = TextEncoder(tokenizer, str(tokenizer.chat_template or ""))
-        self._facts: dict[str, TemplateFacts] = {}
-        probe = tokenizer("a", add_special_tokens=True)["input_ids"]
-        self.adds_bos = bool(probe) and probe[0] == tokenizer.bos_token_id
-        self.bos_opens_turns = False
-
-    def facts(self, conversation: Conversation) -> TemplateFacts:
-        source = template_source(self.tokenizer, conversation.tools)
-        if source not in self._facts:
-            renderers = [template_renderer(self.tokenizer, content_as_parts) for content_as_parts in (False, True)]
-            self._facts[source] = learn_template(source, renderers, self.encoder)
-            bos = self.tokenizer.bos_token
-            self.bos_opens_turns |= bos is not None and any(
-                bos in anchor for anchor in self._facts[source].lead.anchors
-            )
-        return self._facts[source]
-
-    def eos_for_answers(self) -> int:
-        if self.encoder.eos_id is None:
-            raise DataError(
-                "neither the chat template nor the tokenizer has a token to stop on",
-                fix="set eos_token in tokenizer_config.json",
-            )
-        return self.encoder.eos_id
-
-    def _template_messages(self, conversation: Conversation, facts: TemplateFacts) -> list[dict[str, Any]]:
-        style = facts.tools.style if facts.tools else CallStyle()
-        return messages_to_template(conversation.messages, style)
-
-    def render_part(self, conversation: Conversation, count: int, prompt: bool) -> tuple[str, Origin]:
-        """The first `count` messages, and where each character comes from."""
-        facts = self.facts(conversation)
-        messages = self._template_messages(conversation, facts)[:count]
-
-        def render(rows: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> str:
-            return facts.render(rows, tools, prompt)
-
-        text = facts.render(messages, conversation.tools, prompt)
-        origin = trace_origin(text, messages, conversation.tools, render, facts.literals)
-        if origin is None:
-            raise RowError(
-                "mask_disagreement",
-                "the template's output depends on the wording of the row in a way that cannot be followed, so it is "
-                "not certain which characters are content",
-            )
-        return text, origin
-
-    def render(self, conversation: Conversation) -> _Rendering:
-        facts = self.facts(conversation)
-        if facts.plain_ending:
-            raise RowError(
-                "stop_token_untrained",
-                f"the template ends an answer with {facts.plain_ending!r}, which is no token of this tokenizer: the "
-                "model could never be told to stop there",
-            )
-        messages = self._template_messages(conversation, facts)
-        text, origin = self.render_part(conversation, len(messages), False)
-        notes = _missing_content(conversation, facts, origin, text)
-        calls = [bool(message.tool_calls) for message in conversation.messages]
-        turns = turns_of([message.role for message in conversation.messages], calls, facts)
-
-        def grow(count: int, prompt: bool) -> str | None:
-            try:
-                return facts.render(messages[:count], conversation.tools, prompt)
-            except RowError:
-                return None
-
-        spans = agreed_spans(text, origin, turns, grow)
-        return _Rendering(text, origin, tuple(spans), tuple(turns), tuple(notes))
-
-
-def _missing_content(conversation: Conversation, facts: TemplateFacts, origin: Origin, text: str) -> list[str]:
-    """Notes on content that the template leaves out; RowError where the row makes no sense without it."""
-    notes = []
-    for index, message in enumerate(conversation.messages):
-        if message.tool_calls and facts.tools is None:
-            raise RowError("template_refused", f"the chat template leaves out the tool call of message {index}")
-        if message.reasoning and visible(message.reasoning) and not origin.shows(index, REASONING):
-            notes.append("reasoning_not_rendered")
-        if not visible(message.text) or origin.shows(index, TEXT):
-            continue
-        if message.role == "system":
-            notes.append("system_not_rendered")
-        elif message.role == "assistant" and message.tool_calls:
-            notes.append("text_not_rendered")
-        else:
-            raise RowError("template_refused", f"the chat template leaves out the text of message {index}")
-    declared = [tool["function"] if isinstance(tool.get("function"), dict) else tool for tool in conversation.tools]
-    if any(isinstance(tool.get("name"), str) and tool["name"] not in text for tool in declared):
-        notes.append("tools_not_rendered")
-    return notes
-
-
-_MAX_KNOWN = 4
-_known: list[_KnownTokenizer] = []
-
-
-def _signature(tokenizer: PreTrainedTokenizerBase) -> tuple[Any, ...]:
-    return (len(tokenizer), str(tokenizer.chat_template), tokenizer.bos_token, tokenizer.eos_token)
-
-
-def _known_tokenizer(tokenizer: PreTrainedTokenizerBase) -> _KnownTokenizer:
-    """What is known of the last few tokenizers is kept: learning a template takes milliseconds, and splitting special
-    tokens needs a second copy of the vocabulary. A tokenizer whose template or tokens were changed is learnt anew."""
-    signature = _signature(tokenizer)
-    for known in _known:
-        if known.tokenizer is tokenizer and known.signature == signature:
-            return known
-    _known[:] = [known for known in _known if known.tokenizer is not tokenizer][-(_MAX_KNOWN - 1) :]
-    _known.append(_KnownTokenizer(tokenizer))
-    return _known[-1]

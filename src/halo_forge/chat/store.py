@@ -1,36 +1,41 @@
-"""Conversations and examples on disk: JSONL for people, Parquet for training.
+"""Conversations and examples on disk: JSONL for people, memory-mapped Arrow for training.
 
 Bytes are a function of the records alone, so that equal data has an equal hash.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from halo_forge.chat.records import Conversation, Example, MediaPart, Message, Part, SourceRef, TextPart, ToolCall
 from halo_forge.errors import DataError
-from halo_forge.runs import sha256_bytes, write_atomic
+from halo_forge.runs import fsync_directory, sha256_bytes, write_atomic
 
-_EXAMPLE_SCHEMA = pa.schema(
+EXAMPLES_PER_BATCH = 1000
+EXAMPLE_SCHEMA = pa.schema(
     [
         ("conversation_id", pa.string()),
         ("input_ids", pa.list_(pa.int32())),
         ("loss_weights", pa.list_(pa.float32())),
+        ("num_supervised", pa.int32()),
     ]
 )
 
 
 def write_conversations(path: Path, conversations: Iterable[Conversation]) -> str:
     """One line a conversation; returns the sha256 of the file. Raises DataError for values JSON does not hold."""
-    data = b"".join(_conversation_line(conversation) for conversation in conversations)
+    data = b"".join(conversation_line(conversation) for conversation in conversations)
     write_atomic(path, data)
     return sha256_bytes(data)
 
@@ -39,13 +44,13 @@ def read_conversations(path: Path, limit: int | None = None) -> list[Conversatio
     """What `write_conversations` wrote, field by field; at most the first `limit`. Raises DataError that names file
     and line."""
     conversations: list[Conversation] = []
-    for number, line in enumerate(_read_bytes(path).split(b"\n"), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if limit is not None and len(conversations) >= limit:
             break
-        if not line:
+        if not line.strip():
             continue
         try:
-            conversations.append(_conversation_from_json(json.loads(line)))
+            conversations.append(conversation_from_line(line))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 "this line is not a conversation record",
@@ -56,95 +61,163 @@ def read_conversations(path: Path, limit: int | None = None) -> list[Conversatio
     return conversations
 
 
+def conversation_from_line(line: bytes) -> Conversation:
+    """What `conversation_line` wrote."""
+    return _conversation_from_json(json.loads(line))
+
+
+class ExampleWriter:
+    """An example file written batch by batch. `close` makes it durable and returns its sha256; a file that was not
+    closed has another name and counts for nothing."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._file = _HashedFile(open(self._staging, "wb"))
+        self._writer = pa.ipc.new_file(pa.PythonFile(self._file, mode="w"), EXAMPLE_SCHEMA)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        if batch.num_rows:
+            self._writer.write_batch(batch)
+
+    def close(self) -> str:
+        self._writer.close()
+        self._file.close()
+        os.replace(self._staging, self.path)
+        fsync_directory(self.path.parent)
+        return self._file.digest.hexdigest()
+
+    def abandon(self) -> None:
+        self._file.raw.close()
+        self._staging.unlink(missing_ok=True)
+
+
+class _HashedFile(io.RawIOBase):
+    """A file that hashes what passes through it on its way to the disk."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self.raw, self.digest = raw, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self.digest.update(view)
+        self.raw.write(view)
+        return view.nbytes
+
+    def close(self) -> None:
+        if not self.raw.closed:
+            self.raw.flush()
+            os.fsync(self.raw.fileno())
+            self.raw.close()
+        super().close()
+
+
 def write_examples(path: Path, examples: Iterable[Example]) -> str:
-    """A Parquet file with a row an example, in order; returns the sha256 of the file."""
+    """An Arrow file with a row an example, in order; returns the sha256 of the file."""
+    writer = ExampleWriter(path)
     rows = list(examples)
-    columns = [
-        pa.array([example.conversation_id for example in rows], pa.string()),
-        _list_column([example.input_ids for example in rows], np.int32),
-        _list_column([example.loss_weights for example in rows], np.float32),
-    ]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(columns, schema=_EXAMPLE_SCHEMA), sink, compression="zstd")
-    data = sink.getvalue().to_pybytes()
-    write_atomic(path, data)
-    return sha256_bytes(data)
+    for start in range(0, len(rows), EXAMPLES_PER_BATCH):
+        chunk = rows[start : start + EXAMPLES_PER_BATCH]
+        columns = [
+            pa.array([example.conversation_id for example in chunk], pa.string()),
+            _list_column([example.input_ids for example in chunk], np.int32),
+            _list_column([example.loss_weights for example in chunk], np.float32),
+            pa.array([example.num_supervised_tokens for example in chunk], pa.int32()),
+        ]
+        writer.write(pa.RecordBatch.from_arrays(columns, schema=EXAMPLE_SCHEMA))
+    return writer.close()
 
 
 def read_examples(path: Path) -> ExampleStore:
-    """Opens the file and checks its columns; tokens are read when first needed. Raises DataError."""
+    """Opens the file and checks its columns; tokens are read from disk when they are used. Raises DataError."""
     try:
-        schema, num_rows = pq.read_schema(path), pq.read_metadata(path).num_rows
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
     except FileNotFoundError:
         raise DataError("no examples here", where=str(path), fix="run the data stage") from None
     except (pa.ArrowException, OSError) as error:
-        raise DataError("this is not a Parquet file", where=str(path), expected=str(error)) from None
-    if not schema.equals(_EXAMPLE_SCHEMA):
+        raise DataError("this is not an Arrow file", where=str(path), expected=str(error)) from None
+    if not reader.schema.equals(EXAMPLE_SCHEMA):
         raise DataError(
             "this file does not hold examples",
             where=str(path),
-            expected=", ".join(f"{field.name}: {field.type}" for field in _EXAMPLE_SCHEMA),
+            expected=", ".join(f"{field.name}: {field.type}" for field in EXAMPLE_SCHEMA),
             fix="run the data stage again",
         )
-    return ExampleStore(path, num_rows)
+    return ExampleStore(path, [reader.get_batch(number) for number in range(reader.num_record_batches)])
 
 
 class ExampleStore:
-    """Examples of one file by number. Arrays handed out are views of one buffer: do not write to them.
+    """Examples of one file by number, memory-mapped: what is not used is never read, and processes share what is.
 
     lengths         int64 [num_examples], tokens
     num_supervised  int64 [num_examples], tokens with a loss weight above 0
+    Arrays handed out are read-only views of the file.
     """
 
-    def __init__(self, path: Path, num_examples: int) -> None:
+    def __init__(self, path: Path, batches: list[pa.RecordBatch]) -> None:
         self.path = path
-        self._num_examples = num_examples
+        self._batches = [_Columns.of(batch, path) for batch in batches]
+        self._starts = np.concatenate(([0], np.cumsum([batch.num_rows for batch in batches]))).astype(np.int64)
 
     def __len__(self) -> int:
-        return self._num_examples
+        return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Example:
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         index %= len(self)
-        ids, weights, starts, names = self._columns
-        place = slice(int(starts[index]), int(starts[index + 1]))
-        return Example(input_ids=ids[place], loss_weights=weights[place], conversation_id=names[index])
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._batches[number].example(index - int(self._starts[number]))
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
-        return np.diff(self._columns[2])
+        return _joined([np.diff(columns.starts) for columns in self._batches])
 
     @cached_property
     def num_supervised(self) -> np.ndarray:
-        _, weights, starts, _ = self._columns
-        trained = np.concatenate(([0], np.cumsum(weights > 0)))
-        return trained[starts[1:]] - trained[starts[:-1]]
-
-    @cached_property
-    def _columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-        table = pq.read_table(self.path, memory_map=True)
-        lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in table["input_ids"].chunks]
-        starts = np.concatenate(([0], np.cumsum(np.concatenate(lengths)))) if lengths else np.zeros(1, np.int64)
-        ids, weights = (_flat(table[name]) for name in ("input_ids", "loss_weights"))
-        if len(ids) != starts[-1] or len(weights) != starts[-1]:
-            raise DataError(
-                "ids and loss weights differ in length", where=str(self.path), fix="run the data stage again"
-            )
-        return ids, weights, starts.astype(np.int64), table["conversation_id"].to_pylist()
+        return _joined([columns.num_supervised for columns in self._batches])
 
 
-def _read_bytes(path: Path) -> bytes:
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """One record batch as numpy views. `starts` are offsets into `ids` and `weights`."""
+
+    names: pa.StringArray
+    ids: np.ndarray
+    weights: np.ndarray
+    starts: np.ndarray
+    num_supervised: np.ndarray
+
+    @staticmethod
+    def of(batch: pa.RecordBatch, path: Path) -> _Columns:
+        ids, weights = batch["input_ids"], batch["loss_weights"]
+        starts = ids.offsets.to_numpy()
+        if not np.array_equal(starts, weights.offsets.to_numpy()):
+            raise DataError("ids and loss weights differ in length", where=str(path), fix="run the data stage again")
+        columns = ids.values.to_numpy(), weights.values.to_numpy()
+        return _Columns(batch["conversation_id"], *columns, starts, batch["num_supervised"].to_numpy())
+
+    def example(self, row: int) -> Example:
+        place = slice(int(self.starts[row]), int(self.starts[row + 1]))
+        return Example(
+            input_ids=self.ids[place], loss_weights=self.weights[place], conversation_id=self.names[row].as_py()
+        )
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(arrays).astype(np.int64) if arrays else np.zeros(0, np.int64)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
     try:
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            yield from file
     except FileNotFoundError:
         raise DataError("no conversations here", where=str(path), fix="run the data stage") from None
-
-
-def _flat(column: pa.ChunkedArray) -> np.ndarray:
-    # A copy on purpose: Arrow's memory is read-only, and torch refuses to share such arrays without a warning.
-    chunks = [chunk.flatten().to_numpy() for chunk in column.chunks]
-    return np.concatenate(chunks) if chunks else np.zeros(0, column.type.value_type.to_pandas_dtype())
 
 
 def _list_column(arrays: list[np.ndarray], dtype: type[np.generic]) -> pa.Array:
@@ -153,7 +226,8 @@ def _list_column(arrays: list[np.ndarray], dtype: type[np.generic]) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(starts), pa.array(values))
 
 
-def _conversation_line(conversation: Conversation) -> bytes:
+def conversation_line(conversation: Conversation) -> bytes:
+    """The conversation's line in a split file, with its line end. Raises DataError for values JSON does not hold."""
     row = {
         "id": conversation.id,
         "messages": [_message_to_json(message) for message in conversation.messages],

@@ -116,13 +116,13 @@ class TextEncoder:
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         self._quiet_copy: Tokenizer | None = None
-        self._structural = {
+        self.structural: dict[int, str] = {
             token_id: token.content
             for token_id, token in tokenizer.added_tokens_decoder.items()
             if token.special or _looks_structural(token.content, template_text)
         }
-        self._is_structural = np.zeros(max(self._structural, default=0) + 2, dtype=bool)
-        self._is_structural[list(self._structural)] = True
+        self._is_structural = np.zeros(max(self.structural, default=0) + 2, dtype=bool)
+        self._is_structural[list(self.structural)] = True
         self._twins: dict[str, Tokenizer] = {}
 
     def specials_in(self, text: str) -> list[Special]:
@@ -130,7 +130,7 @@ class TextEncoder:
         return self._find_specials(text, self._encode(text))
 
     def ids_of(self, specials: list[str]) -> list[int]:
-        ids = {content: token_id for token_id, content in self._structural.items()}
+        ids = {content: token_id for token_id, content in self.structural.items()}
         return [ids[special] for special in specials]
 
     def encode(self, text: str, origin: Origin | None) -> tuple[TokenizedText, bool]:
@@ -153,7 +153,7 @@ class TextEncoder:
             return TokenizedText(text, encoding, [], text, []), False
         return self._encode_respelled(text, []), True
 
-    def _backend(self) -> Tokenizer:
+    def backend(self) -> Tokenizer:
         """The Rust tokenizer. A call with padding or truncation leaves it switched on there; then a copy is used."""
         backend: Tokenizer = self.tokenizer.backend_tokenizer
         if backend.truncation is None and backend.padding is None and not backend.encode_special_tokens:
@@ -167,7 +167,7 @@ class TextEncoder:
 
     def _encode(self, text: str) -> Encoding:
         try:
-            return self._backend().encode(text, add_special_tokens=False)
+            return self.backend().encode(text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):
             raise RowError("invalid_unicode", "the row holds half of a surrogate pair, which is no character") from None
 
@@ -177,7 +177,7 @@ class TextEncoder:
         for place in np.flatnonzero(self._is_structural[np.minimum(ids, len(self._is_structural) - 1)]).tolist():
             token_id = int(ids[place])
             start, end = _characters(encoding, place)
-            content = self._structural[token_id]
+            content = self.structural[token_id]
             # Tokens may swallow the white space around them; an unknown-token id may stand for any text.
             start = text.find(content, start, end)
             if start >= 0:
@@ -189,7 +189,7 @@ class TextEncoder:
         if free is None:
             raise RowError("special_tokens_unsplittable", "the row holds every Unicode noncharacter")
         if free not in self._twins:
-            self._twins[free] = _respelled_twin(self._backend(), self._structural, free)
+            self._twins[free] = _respelled_twin(self.backend(), self.structural, free)
         pieces: list[str] = []
         edits: list[tuple[int, int]] = []
         cursor = shift = 0
@@ -205,7 +205,7 @@ class TextEncoder:
         kept = [
             token_id
             for place, token_id in enumerate(encoding.ids)
-            if token_id in self._structural
+            if token_id in self.structural
             and _spelling(free, token_id) in respelled[slice(*_characters(encoding, place))]
         ]
         if kept != [special.token_id for special in written]:

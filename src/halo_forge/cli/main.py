@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from halo_forge.cli import config_commands, data_commands, release_commands, train_commands
+from halo_forge.cli import config_commands, data_commands, data_tools, release_commands, train_commands
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -38,10 +38,18 @@ def build() -> typer.Typer:
         domain.command("sft")(train_commands.domain_command(name))
         app.add_typer(domain, name=name)
 
-    data = make_app("Look at rows before they are trained on.")
+    data = make_app("Check, clean, split, mix and prepare rows.")
     data.command("check")(data_commands.check_command)
     data.command("show")(data_commands.show_command)
     data.command("prepare")(data_commands.prepare_command)
+    data.command("stats")(data_tools.stats_command)
+    data.command("diff")(data_tools.diff_command)
+    data.command("dedupe")(data_tools.dedupe_command)
+    data.command("contamination")(data_tools.contamination_command)
+    data.command("split")(data_tools.split_command)
+    data.command("mix")(data_tools.mix_command)
+    data.command("convert")(data_tools.convert_command)
+    data.command("rules")(data_tools.rules_command)
     app.add_typer(data, name="data")
 
     app.command("evaluate")(release_commands.evaluate_command)

@@ -3,9 +3,10 @@
 load.py         load_config: all sources, one Config, every problem at once
 strict_yaml.py  text -> values with their places          snippets.py   a line with a caret, without secrets
 settings.py     what was typed -> our dotted keys         aliases.py    the one table of other tools' names
-merging.py      precedence and what follows from it       alias_rules.py, alias_values.py   how its rows read
+merging.py      precedence and what follows from it       alias_*.py    how the rows of that table are read
 validation.py   the schema and contradictions, in words   keys.py       the schema as a flat table
-explain.py      a configuration shown                     yaml_text.py  values as YAML
+sources.py      the entries of data.sources               explain.py    a configuration shown
+yaml_text.py    values as YAML                             given.py      one key as typed, and what it means
 """
 
 from __future__ import annotations

@@ -7,6 +7,18 @@ values for them.
 
 from __future__ import annotations
 
+from halo_forge.config.alias_datasets import (
+    axolotl_datasets,
+    axolotl_test_datasets,
+    dataset_mixer,
+    dataset_mixture,
+    dataset_or_file,
+    interleave_probs,
+    mix_strategy,
+    own_format,
+    own_sources,
+    row_type,
+)
 from halo_forge.config.alias_rules import (
     Rule,
     already,
@@ -18,17 +30,12 @@ from halo_forge.config.alias_rules import (
     turns_on,
 )
 from halo_forge.config.alias_values import (
-    axolotl_datasets,
-    axolotl_test_datasets,
     checkpointing_options,
-    dataset_or_file,
     evaluation_strategy,
     grad_norm,
     max_steps,
-    own_format,
     own_schedule,
     resume,
-    row_type,
     schedule,
     schedule_options,
     special_tokens,
@@ -109,6 +116,7 @@ ROWS: tuple[tuple[tuple[str, ...], Rule], ...] = (
     # --- data
     (("dataset_name", "dataset_id"), Rule(dataset_or_file, "data")),
     (("data.dataset",), Rule(dataset_or_file, "data")),
+    (("data.sources",), Rule(own_sources, "data")),
     (("datasets",), Rule(axolotl_datasets, "data")),
     (("test_datasets",), Rule(axolotl_test_datasets, "data")),
     (("train_data", "train_files", "data_files", "train_path", "train_dataset"), same("data.train_file")),
@@ -138,10 +146,20 @@ ROWS: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("dataset_config", "dataset_config_name", "dataset_test_split"), refused("choosing this part", "data.dataset")),
     (("dataset_train_split", "dataset_split"), already(("train",), "the train split is read", "train")),
     (("streaming", "dataset_streaming"), refused("streaming", "remove it: rows are read once and kept")),
-    (("mix_strategy",), already(("concat",), "rows of all files are joined", "concat")),
-    (("interleave_probs",), refused("weights over data sets", "remove it")),
+    (("mix_strategy", "stopping_strategy"), Rule(mix_strategy, "data")),
+    (("interleave_probs", "interleave_prob"), Rule(interleave_probs, "data")),
+    (("dataset_mixer", "dataset_mixer_list"), Rule(dataset_mixer, "data")),
+    (("dataset_mixture",), Rule(dataset_mixture, "data")),
+    (("test_split_size",), Rule(validation_share, "data")),
+    (
+        ("datasets_weights", "dataset_weights", "mixture_proportion"),
+        refused("weights without their data sets", "data.sources: [{path, share}, ...]"),
+    ),
     (("shuffle_merged_datasets", "shuffle_dataset"), already((True,), "rows are shuffled by training.seed", "true")),
-    (("dataset_exact_deduplication",), refused("removing duplicates", "remove duplicate rows beforehand")),
+    (
+        ("dataset_exact_deduplication",),
+        already((True,), "exact duplicates are removed", "data.policies: {duplicate: keep}"),
+    ),
     (("dataset_prepared_path", "dataset_num_proc", "dataset_processes"), neutral(_READ_HERE)),
     (("preprocessing_num_workers", "overwrite_cache", "tokenized_path", "load_from_cache_file"), neutral(_READ_HERE)),
     (("remove_unused_columns", "dataset_kwargs"), neutral("columns that are not needed are not read")),

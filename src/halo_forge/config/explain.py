@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from halo_forge.config.keys import KEYS, SECTION_MEANING, SECTIONS, flat_values
+from halo_forge.config.keys import ENTRIES, KEYS, SECTION_MEANING, SECTIONS, entry_settings, flat_values
 from halo_forge.config.load import ResolvedConfig
 from halo_forge.config.schema import Config
 from halo_forge.config.yaml_text import yaml_value
@@ -65,8 +65,9 @@ def diff_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _shown_values(config: Config) -> dict[str, Any]:
     values = flat_values(config)
-    rules = values["gate.rules"]
-    values["gate.rules"] = [{key: item for key, item in rule.items() if item is not None} for rule in rules]
+    for dotted in ENTRIES:
+        if values[dotted] is not None:
+            values[dotted] = [entry_settings(dotted, entry) for entry in values[dotted]]
     return values
 
 

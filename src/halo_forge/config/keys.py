@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from halo_forge.config.schema import Config, GateRule
+from halo_forge.config.schema import Config, GateRule, SourceEntry
 
 SECTION_MEANING = {
     "model": "The model to start from.",
@@ -42,6 +42,12 @@ _KEY_MEANING = {
     "evaluation.bootstrap_samples": "Resamples behind an interval.",
 }
 
+ENTRIES: dict[str, tuple[type[BaseModel], str]] = {
+    "gate.rules": (GateRule, "rule"),
+    "data.sources": (SourceEntry, "source"),
+}
+"""Keys that take a list of mappings: what an entry is made of, and what it is called."""
+
 
 @dataclass(frozen=True, slots=True)
 class KeySpec:
@@ -66,18 +72,12 @@ class KeySpec:
         return expected_words(self.annotation, self.metadata)
 
     def accepts(self, kind: type) -> bool:
-        """Whether a value of this Python type (str, bool, int, float, list) is among those the key takes."""
+        """Whether a value of this Python type (str, bool, int, float, list, dict) is among those the key takes."""
         return kind in _kinds(self.annotation)
 
     def choices(self) -> tuple[str, ...]:
         """The words that the key takes, where it takes fixed words."""
-        return tuple(
-            word
-            for member in _members(self.annotation)
-            if get_origin(member) is Literal
-            for word in get_args(member)
-            if isinstance(word, str)
-        )
+        return choices_of(self.annotation)
 
 
 def _key_specs() -> dict[str, KeySpec]:
@@ -134,22 +134,44 @@ def expected_words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     if get_origin(member) is list:
         (item,) = get_args(member)
         return f"a list of {_plural(item)}"
+    if get_origin(member) is dict:
+        return f"a mapping of names to {expected_words(get_args(member)[1])}"
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     return names.get(member, "a mapping") + _bounds_words(bounds)
 
 
-def rule_keys() -> tuple[str, ...]:
-    """Keys of one entry of gate.rules."""
-    return tuple(GateRule.model_fields)
+def choices_of(annotation: Any) -> tuple[str, ...]:
+    """The fixed words among the values of a type."""
+    return tuple(
+        word
+        for member in _members(annotation)
+        if get_origin(member) is Literal
+        for word in get_args(member)
+        if isinstance(word, str)
+    )
 
 
-def rule_expected(leaf: str) -> str:
-    field = GateRule.model_fields.get(leaf)
+def entry_keys(dotted: str) -> tuple[str, ...]:
+    """Keys of one entry of gate.rules or data.sources."""
+    return tuple(ENTRIES[dotted][0].model_fields)
+
+
+def entry_expected(dotted: str, leaf: str) -> str:
+    field = ENTRIES[dotted][0].model_fields.get(leaf)
     return expected_words(field.annotation, field.metadata) if field is not None else "a mapping"
 
 
+def entry_settings(dotted: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry without the keys that have their default."""
+    fields = ENTRIES[dotted][0].model_fields
+    return {key: value for key, value in entry.items() if key not in fields or value != fields[key].default}
+
+
 def _plural(item: Any) -> str:
-    return {str: "texts", GateRule: f"rules (mappings with {', '.join(rule_keys())})"}.get(item, "values")
+    for dotted, (model, word) in ENTRIES.items():
+        if item is model:
+            return f"{word}s (mappings with {', '.join(entry_keys(dotted))})"
+    return "texts" if item is str else "values"
 
 
 def _members(annotation: Any) -> Iterable[Any]:
@@ -177,6 +199,8 @@ def _kinds(annotation: Any) -> set[type]:
         bare, _ = _unwrapped(member, ())
         if get_origin(bare) is list:
             kinds.add(list)
+        elif get_origin(bare) is dict:
+            kinds.add(dict)
         elif get_origin(bare) is not Literal:
             kinds.add(bare)
         elif any(isinstance(word, bool) for word in get_args(bare)):

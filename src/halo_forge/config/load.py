@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from halo_forge.config.given import Findings, Layer
 from halo_forge.config.keys import KEYS, default_values, flat_values
 from halo_forge.config.merging import implied, merged
 from halo_forge.config.schema import Config
 from halo_forge.config.settings import (
-    Findings,
-    Layer,
     environment_layer,
     file_layer,
     flags_layer,
@@ -133,7 +132,7 @@ def _origins(config: Config, settings: Layer, follows: Mapping[str, tuple[Any, s
     origins = {}
     for dotted in KEYS:
         if dotted in settings:
-            origins[dotted] = settings[dotted].given.origin
+            origins[dotted] = settings[dotted].origin
         else:
             origins[dotted] = follows[dotted][1] if dotted in follows else "default"
     return _with_learning_rate(origins, config)

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from halo_forge.config.given import Findings, Layer, Setting
 from halo_forge.config.keys import default_values
-from halo_forge.config.settings import Findings, Layer, Setting
 
-REPLACES = {
-    "data.train_file": "data.dataset",
-    "data.dataset": "data.train_file",
-    "training.num_train_epochs": "training.max_steps",
-    "training.warmup_ratio": "training.warmup_steps",
-}
+_ROWS = ("data.train_file", "data.dataset", "data.sources")
+REPLACES = (
+    *((higher, lower) for higher in _ROWS for lower in _ROWS if higher != lower),
+    ("training.num_train_epochs", "training.max_steps"),
+    ("training.warmup_ratio", "training.warmup_steps"),
+)
 """A key that is set in a higher layer puts aside the other one of a lower layer."""
 
 OVERRULES = {"training.max_steps": "training.num_train_epochs", "training.warmup_steps": "training.warmup_ratio"}
@@ -28,13 +28,14 @@ def merged(layers: Sequence[Layer], findings: Findings) -> Layer:
     """One setting per key from layers in rising precedence."""
     settings: Layer = {}
     for layer in layers:
-        for higher, lower in REPLACES.items():
+        for higher, lower in REPLACES:
             if _is_set(layer, higher) and not _is_set(layer, lower) and _is_set(settings, lower):
                 aside, by = settings.pop(lower), layer[higher]
                 if not aside.given.origin.startswith("preset"):
                     by_words = higher if by.given.origin.startswith("--set") else by.given.origin
                     findings.notices.append(f"{by_words} replaces {lower} ({aside.given.origin})")
-        settings.update(layer)
+        for dotted, setting in layer.items():
+            settings[dotted] = setting.joined_to(settings.get(dotted))
     for strong, weak in OVERRULES.items():
         if _is_set(settings, strong) and _is_set(settings, weak) and not _is_default(settings[weak]):
             findings.notices.append(

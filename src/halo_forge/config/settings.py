@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from halo_forge.config.alias_datasets import MIXING, shares_of
 from halo_forge.config.alias_rules import Misfit, NotOffered, Path, Reading, is_empty
 from halo_forge.config.aliases import ADAPTER, ALIASES, AXOLOTL_MARK, TRANSFORMERS_MARK
+from halo_forge.config.given import Findings, Given, Layer, Setting, closest
 from halo_forge.config.keys import DOTTED_BY_LEAF, KEYS, SECTIONS
 from halo_forge.config.snippets import clipped, holds_secret, names_secret, readable, without_secrets
 from halo_forge.config.strict_yaml import Document, Entry, parse_value
@@ -24,66 +25,6 @@ MAX_SUGGESTIONS = 25
 """Unknown keys of one load that get a did-you-mean; comparing thousands would take longer than reading the list."""
 
 _SWITCH_WORDS = {"yes": True, "on": True, "y": True, "no": False, "off": False, "n": False}
-
-Layer = dict[str, "Setting"]
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """One key as it was typed. `origin` is what `config show` prints, `shown` the short form for notices.
-    `text` is the typed text where the source has no types of its own (environment, --set)."""
-
-    section: str | None
-    key: str
-    value: Any
-    origin: str
-    shown: str
-    document: Document | None = None
-    entry: Entry | None = None
-    text: str | None = None
-
-    @property
-    def typed(self) -> str:
-        return readable(clipped(f"{self.section}.{self.key}" if self.section else self.key))
-
-    def problem(
-        self, message: str, suggestion: str | None = None, *, at: Path | None = None, of_key: bool = False
-    ) -> ConfigProblem:
-        """A problem with the key, or with the value (`at=()`), or with a part of the value (or that part's key)."""
-        message = readable(without_secrets(message))
-        if self.document is None or self.entry is None:
-            where = f"{self.origin} {without_secrets(self.typed)}" if self.origin == "--set" else self.origin
-            return ConfigProblem(message=message, where=where, suggestion=suggestion)
-        place = self.entry.place if at is None else self.entry.node.place_at(at, of_key=of_key)
-        return ConfigProblem(
-            message=message,
-            where=self.document.where(place),
-            snippet=self.document.snippet(place),
-            suggestion=suggestion,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A value for one of our keys, and the typed key that it came from."""
-
-    dotted: str
-    value: Any
-    given: Given
-
-    @property
-    def renamed(self) -> bool:
-        return f"{self.given.section}.{self.given.key}" != self.dotted
-
-
-@dataclass(slots=True)
-class Findings:
-    """What one load has to say."""
-
-    problems: list[ConfigProblem] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
-    num_unknown: int = 0
-
 
 # ------------------------------------------------------------------------------------------------ sources
 
@@ -128,9 +69,12 @@ def overrides_layer(overrides: Sequence[str], findings: Findings) -> Layer:
             findings.problems.append(ConfigProblem(message=message, where="--set", suggestion=suggestion))
             continue
         one = _layer(_typed(name.strip().split("."), text, "--set", "--set", findings), findings)
-        for dotted in one.keys() & layer.keys():
-            findings.notices.append(f"{dotted} is set twice by --set: {shown_value(one[dotted].value)} counts")
-        layer |= one
+        for dotted, setting in one.items():
+            if dotted in layer and (setting.given.part is None or setting.given.part in layer[dotted].value):
+                value = setting.value if setting.given.part is None else setting.value[setting.given.part]
+                name = dotted if setting.given.part is None else setting.given.typed
+                findings.notices.append(f"{name} is set twice by --set: {shown_value(value)} counts")
+            layer[dotted] = setting.joined_to(layer.get(dotted))
     return layer
 
 
@@ -171,6 +115,9 @@ def _typed(path: list[str], text: str, origin: str, shown: str, findings: Findin
     section, key = (path[0], ".".join(path[1:])) if len(path) > 1 else (None, path[0])
     given = Given(section, key, value, origin, shown, text=text.strip())
     whole = ".".join(path[:2])
+    if len(path) > 2 and whole in KEYS and KEYS[whole].accepts(dict):
+        part = ".".join(path[2:])
+        return [Given(path[0], path[1], {part: value}, origin, shown, text=text.strip(), part=part)]
     if len(path) > 2 and whole in KEYS:
         findings.problems.append(given.problem(f"{given.typed} is a part of {whole}", f"set {whole} as a whole"))
         return []
@@ -187,13 +134,38 @@ def _layer(givens: Sequence[Given], findings: Findings) -> Layer:
             continue
         for setting in _settings(given, findings):
             earlier = layer.setdefault(setting.dotted, setting)
-            if earlier is not setting and earlier.value != setting.value:
+            if earlier is not setting and setting.given.part is not None:
+                layer[setting.dotted] = setting.joined_to(earlier)
+            elif earlier is not setting and earlier.value != setting.value:
                 message = (
                     f"{given.typed} and {earlier.given.typed} ({earlier.given.shown}) both set {setting.dotted}, "
                     f"to {shown_value(setting.value)} and {shown_value(earlier.value)}"
                 )
                 findings.problems.append(given.problem(message, "keep one of the two"))
+    for given in givens:
+        if given.key in MIXING:
+            _share_out(given, layer, findings)
     return layer
+
+
+def _share_out(given: Given, layer: Layer, findings: Findings) -> None:
+    """Weights that another tool writes beside its list of data sets become the shares of data.sources."""
+    shares = shares_of(given.key, given.value)
+    setting = layer.get("data.sources")
+    if shares is None or (setting is None and given.key == "mix_strategy"):
+        return
+    if setting is None or not isinstance(setting.value, list) or len(shares) not in (0, len(setting.value)):
+        count = len(setting.value) if setting is not None and isinstance(setting.value, list) else 0
+        message = f"{given.typed} holds {len(shares)} weights and the data sets are {count}"
+        findings.problems.append(given.problem(message, "a weight for each data set", at=()))
+        return
+    if not shares and any("share" in entry for entry in setting.value):
+        return  # mix_strategy beside explicit weights
+    entries = [
+        entry | {"share": share}
+        for entry, share in zip(setting.value, shares or [1.0] * len(setting.value), strict=True)
+    ]
+    layer["data.sources"] = Setting("data.sources", entries, setting.given)
 
 
 def _settings(given: Given, findings: Findings) -> Iterator[Setting]:
@@ -357,10 +329,3 @@ def _unknown_words(given: Given, compare: bool) -> tuple[str, str | None]:
 
 def _other_names(section: str | None) -> list[str]:
     return [name for name, rule in ALIASES.items() if "." not in name and section in (None, rule.section)]
-
-
-def closest(word: str, words: Sequence[str]) -> str | None:
-    if len(word) > 64:
-        return None
-    near = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else None

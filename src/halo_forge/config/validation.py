@@ -5,15 +5,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from halo_forge.config.keys import KEYS, default_values, flat_values, rule_expected, rule_keys
+from halo_forge.config.given import Findings, Layer, Setting, closest
+from halo_forge.config.keys import (
+    ENTRIES,
+    KEYS,
+    choices_of,
+    default_values,
+    entry_expected,
+    entry_keys,
+    expected_words,
+    flat_values,
+)
 from halo_forge.config.merging import validates
 from halo_forge.config.schema import Config
-from halo_forge.config.settings import Findings, Layer, Setting, closest
 from halo_forge.config.snippets import clipped, readable
+from halo_forge.config.sources import ENTRY_HINTS, idle_sources, source_problems
 from halo_forge.config.strict_yaml import resolve_plain
 from halo_forge.config.yaml_text import shown_value, yaml_value
 from halo_forge.errors import ConfigProblem
@@ -60,6 +70,9 @@ def validated(values: Mapping[str, Any], settings: Layer, findings: Findings) ->
         if not bad.intersection(keys):
             culprit = next((key for key in keys if key in settings), keys[0])
             findings.problems.append(_problem(culprit, message, suggestion, settings, ()))
+    if "data.sources" not in bad:
+        for path, message, suggestion in source_problems(config):
+            findings.problems.append(_problem("data.sources", message, suggestion, settings, path))
     return config
 
 
@@ -88,6 +101,8 @@ def unused(config: Config, settings: Layer) -> list[str]:
         notices.append(
             f"output.final: best_val ({where}) without validation rows: final_model/ holds the latest weights"
         )
+    for prefix, why in idle_sources(config):
+        idle(prefix, why)
     if not config.evaluation.enabled:
         idle("gate.", "evaluation.enabled is false: the gate has nothing to read")
     return notices
@@ -98,13 +113,18 @@ def expand_home(values: dict[str, Any]) -> dict[str, Any]:
     expanded = dict(values)
     for dotted in PATH_KEYS:
         value = values.get(dotted)
-        if isinstance(value, str) and value.startswith("~/"):
-            expanded[dotted] = os.path.expanduser(value)
-        elif isinstance(value, list):
-            expanded[dotted] = [
-                os.path.expanduser(item) if isinstance(item, str) and item.startswith("~/") else item for item in value
-            ]
+        expanded[dotted] = [_at_home(item) for item in value] if isinstance(value, list) else _at_home(value)
+    sources = values.get("data.sources")
+    if isinstance(sources, list):
+        expanded["data.sources"] = [
+            source | {"path": _at_home(source["path"])} if isinstance(source, dict) and "path" in source else source
+            for source in sources
+        ]
     return expanded
+
+
+def _at_home(path: Any) -> Any:
+    return os.path.expanduser(path) if isinstance(path, str) and path.startswith("~/") else path
 
 
 # ------------------------------------------------------------------------------------------------ schema
@@ -119,7 +139,7 @@ def _nested(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _report_errors(error: ValidationError, values: Mapping[str, Any], settings: Layer, findings: Findings) -> set[str]:
-    """One problem per wrong key (per entry of gate.rules); the dotted keys that were wrong."""
+    """One problem per wrong key (per entry of a list, per name of a mapping); the dotted keys that were wrong."""
     wrong: set[str] = set()
     reported: set[Where] = set()
     for item in error.errors(include_url=False, include_input=False):
@@ -133,7 +153,7 @@ def _report_errors(error: ValidationError, values: Mapping[str, Any], settings: 
             wrong.update(named or [key for key in KEYS if key.startswith(f"{location[0]}.")])
             continue
         dotted = f"{location[0]}.{location[1]}"
-        inner: Where = location[2:] if dotted == "gate.rules" else ()
+        inner: Where = location[2:] if dotted in ENTRIES or KEYS[dotted].accepts(dict) else ()
         if (dotted, *inner) in reported:
             continue
         reported.add((dotted, *inner))
@@ -143,8 +163,10 @@ def _report_errors(error: ValidationError, values: Mapping[str, Any], settings: 
 
 
 def _wrong_value(dotted: str, inner: Where, item: Any, value: Any, settings: Layer) -> ConfigProblem:
+    if inner and dotted in ENTRIES:
+        return _wrong_entry(dotted, inner, item, value, settings)
     if inner:
-        return _wrong_rule(dotted, inner, item, value, settings)
+        return _wrong_part(dotted, inner, value, settings)
     setting = settings.get(dotted)
     spec = KEYS[dotted]
     name = f"{setting.given.typed} (that is {dotted})" if setting is not None and setting.renamed else dotted
@@ -155,24 +177,44 @@ def _wrong_value(dotted: str, inner: Where, item: Any, value: Any, settings: Lay
     return _problem(dotted, message, _suggestion(dotted, value), settings, ())
 
 
-def _wrong_rule(dotted: str, inner: Where, item: Any, value: Any, settings: Layer) -> ConfigProblem:
+def _wrong_entry(dotted: str, inner: Where, item: Any, value: Any, settings: Layer) -> ConfigProblem:
     number, *rest = inner
-    name = f"rule {int(number) + 1} of {dotted}"
+    word, keys = ENTRIES[dotted][1], entry_keys(dotted)
+    name = f"{word} {int(number) + 1} of {dotted}"
     leaf = str(rest[0]) if rest else ""
+    entry = value[int(number)]
     suggestion = None
     if item["type"] == "value_error":
         message = f"{name}: {item['ctx']['error']}"
+        if dotted == "data.sources":
+            suggestion = "keep one of the two" if entry.get("path") is not None else "path: FILE, or dataset: NAME"
     elif item["type"] == "extra_forbidden":
-        message = f"{name}: {readable(clipped(leaf))} is not a key of a rule"
-        suggestion = closest(leaf, rule_keys()) or f"one of {', '.join(rule_keys())}"
+        message = f"{name}: {readable(clipped(leaf))} is not a key of a {word}"
+        hint = ENTRY_HINTS.get(leaf.lower()) if dotted == "data.sources" else None
+        suggestion = hint or closest(leaf, keys) or f"one of {', '.join(keys)}"
         return _problem(dotted, message, suggestion, settings, inner, of_key=True)
     elif item["type"] == "missing":
         message, suggestion = f"{name} names no {leaf}", f"{leaf}: perplexity"
     elif leaf:
-        message = f"{name}: {leaf} must be {rule_expected(leaf)}; found {_found(value[int(number)][leaf])}"
+        message = f"{name}: {leaf} must be {entry_expected(dotted, leaf)}; found {_found(entry[leaf])}"
+        field = ENTRIES[dotted][0].model_fields[leaf]
+        if isinstance(entry[leaf], str):
+            suggestion = closest(entry[leaf], choices_of(field.annotation))
     else:
-        message = f"{name} must be a mapping with {', '.join(rule_keys())}; found {_found(value[int(number)])}"
+        message = f"{name} must be a mapping with {', '.join(keys)}; found {_found(entry)}"
+        if dotted == "data.sources" and isinstance(entry, str):
+            suggestion = f"{{path: {yaml_value(entry)}}}, or {{dataset: {yaml_value(entry)}}}"
     return _problem(dotted, message, suggestion, settings, inner)
+
+
+def _wrong_part(dotted: str, inner: Where, value: Any, settings: Layer) -> ConfigProblem:
+    """A wrong value in a mapping of names, for instance data.policies."""
+    name = inner[0]
+    kind = get_args(KEYS[dotted].annotation)[1]
+    found = value.get(name) if isinstance(value, dict) else value
+    message = f"{dotted}.{readable(clipped(str(name)))} must be {expected_words(kind)}; found {_found(found)}"
+    suggestion = closest(found, choices_of(kind)) if isinstance(found, str) else None
+    return _problem(dotted, message, suggestion, settings, (name,))
 
 
 def _found(value: Any) -> str:
@@ -227,6 +269,15 @@ def _contradictions(config: Config, values: Mapping[str, Any]) -> Iterator[Contr
     data, training, output = config.data, config.training, config.output
     if data.train_file is not None and data.dataset is not None:
         yield ("data.dataset", "data.train_file"), "train_file and dataset are both given", "keep one of the two"
+    for dotted in ("data.split_by", "data.stratify_by"):
+        if values.get(dotted) == "":
+            yield (dotted,), f"{dotted} is an empty text", "source, or the name of a column"
+    for language in data.languages or []:
+        if not re.fullmatch(r"[a-z]{2}", language):
+            message = f"data.languages: {_found(language)} is no language code"
+            yield ("data.languages",), message, "two small letters (ISO 639-1): en, de, fr, ..."
+    if data.languages == []:
+        yield ("data.languages",), "data.languages is an empty list: no row could be kept", "languages: null"
     if data.train_file == []:
         yield ("data.train_file",), "data.train_file is an empty list", "name at least one file"
     if training.early_stopping and not validates(dict(values)):
@@ -257,6 +308,10 @@ def _contradictions(config: Config, values: Mapping[str, Any]) -> Iterator[Contr
 
 def _unsafe(values: Mapping[str, Any]) -> Iterator[Contradiction]:
     """Texts that would be taken for something else than they are."""
+    remote = values.get("model.trust_remote_code")
+    if remote == 0 and remote is not False:  # the schema takes 0 for false
+        message = f"model.trust_remote_code must be false; found {_found(remote)}"
+        yield ("model.trust_remote_code",), message, "remove it"
     name = values.get("publish.name")
     if isinstance(name, str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", name):
         message = f"publish.name must be letters, digits, dots, dashes and underscores; found {_found(name)}"
@@ -287,4 +342,4 @@ def _problem(
     setting: Setting | None = settings.get(dotted)
     if setting is None:
         return ConfigProblem(message=message, where=f"default of {dotted}", suggestion=suggestion)
-    return setting.given.problem(message, suggestion, at=path, of_key=of_key)
+    return setting.given_for(path).problem(message, suggestion, at=path, of_key=of_key)

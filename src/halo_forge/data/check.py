@@ -1,16 +1,28 @@
-"""What the data stage would do with a file, without a model and without writing anything."""
+"""What the data stage would do with rows, without a model and without keeping anything."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from halo_forge.artifacts import DuplicateReport, Finding
 from halo_forge.chat.records import Conversation
+from halo_forge.chat.store import conversation_from_line
 from halo_forge.config.schema import Config, DataSection, RowFormat
-from halo_forge.data.collect import Collected, collect, list_sources
-from halo_forge.data.ledger import reason_counts, totals_by_file, totals_of
+from halo_forge.data.contamination import BenchmarkIndex
+from halo_forge.data.decisions import Rows, decide
+from halo_forge.data.entries import entries_of, write_ledger
+from halo_forge.data.held_out import benchmarks_of
+from halo_forge.data.inputs import Inputs, list_sources, num_bytes, row_sources
+from halo_forge.data.ledger import Summary, Totals
+from halo_forge.data.prepared_report import findings, flag_notes
+from halo_forge.data.reasons import action_table
+from halo_forge.data.row_work import WorkOrder
+from halo_forge.data.rows import Say
+from halo_forge.data.workers import PartMaker, num_processes
 from halo_forge.errors import DataError
 from halo_forge.runs import Notify, silent
 
@@ -29,33 +41,80 @@ class CheckReport:
     rows: tuple[dict[str, Any], ...]
     sources: tuple[dict[str, Any], ...]
     notes: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    duplicates: DuplicateReport | None
     bad_frac: float
     usable: bool
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        found["findings"] = [finding.model_dump(mode="json") for finding in self.findings]
+        found["duplicates"] = self.duplicates.model_dump(mode="json") if self.duplicates else None
+        return found
+
+
+@dataclass(slots=True, kw_only=True)
+class Examined:
+    """All rows of a configuration, decided on, with their parts still on disk."""
+
+    rows: Rows
+    read: Inputs
+    summary: Summary
+    findings: tuple[Finding, ...]
+    notes: list[str]
+
+
+def examine(config: Config, directory: Path, tokenizer: Any = None, notify: Notify = silent) -> Examined:
+    """Read, convert, inspect and decide as `prepare` would; without a tokenizer there are no tokens and no rows that
+    are too long. Parts go to `directory`."""
+    data, actions = config.data, action_table(config.data)
+    listed = list_sources(data)
+    notes: list[str] = []
+    say = _teller(notes, notify)
+    read = Inputs(listed, data, say)
+    benchmarks = benchmarks_of(data)
+    index = BenchmarkIndex.build(benchmarks) if benchmarks else None
+    order = WorkOrder(data=data, actions=actions, benchmarks=index, tokenizer=tokenizer)
+    num_workers = num_processes(data.num_workers, num_bytes(listed))
+    maker = PartMaker(directory, order, row_sources(read), num_workers, notify, lambda: None)
+    parts = list(maker.parts(read.batches()))
+    for note in dict.fromkeys(note for part in parts for note in part.notes):
+        say(note)
+    rows = Rows.of(parts, listed)
+    decide(rows, data, actions, notify)
+    summary, told = write_ledger(rows, None)
+    for note in [*rows.notes, *flag_notes(summary)]:
+        say(note)
+    return Examined(rows=rows, read=read, summary=summary, findings=findings(config, summary, told), notes=notes)
+
+
+def _teller(notes: list[str], notify: Notify) -> Say:
+    def say(text: str) -> None:
+        notes.append(text)
+        notify("note", {"text": text})
+
+    return say
 
 
 def check(config: Config, notify: Notify = silent) -> CheckReport:
     """Read and convert every row as `prepare` would. Raises DataError for a file that cannot be read at all."""
-    collected = collect(config, list_sources(config.data), notify, stop_at_bad_row=False)
-    entries = [draft.entry() for draft in collected.drafts]
-    totals = totals_of(entries)
-    bad_frac = sum(entry.is_damage for entry in entries) / max(len(entries), 1)
-    rows = tuple(
-        {key: value for key, value in entry.to_dict().items() if key != "split"} for entry in entries if entry.codes
-    )
+    with tempfile.TemporaryDirectory(prefix="halo-forge-check-") as directory:
+        found = examine(config, Path(directory), None, notify)
+        rows = tuple(_told_rows(found.rows))
+    summary, totals = found.summary, found.summary.totals()
+    bad_frac = summary.num_damaged / max(summary.num_read, 1)
     return CheckReport(
-        read=sum(collected.num_read.values()), kept=totals.kept, fixed=totals.fixed, dropped=totals.dropped,
-        reasons=reason_counts(entries), rows=rows, sources=_sources(collected), notes=tuple(collected.notes),
-        bad_frac=bad_frac, usable=totals.kept > 0 and bad_frac <= config.data.max_bad_fraction,
+        read=totals.read, kept=totals.kept, fixed=totals.fixed, dropped=totals.dropped,
+        reasons=summary.reason_counts(), rows=rows, sources=_sources(found), notes=tuple(found.notes),
+        findings=found.findings, duplicates=found.rows.duplicates, bad_frac=bad_frac,
+        usable=totals.kept > 0 and bad_frac <= config.data.max_bad_fraction,
     )  # fmt: skip
 
 
 def check_file(paths: str | Sequence[str], format: RowFormat = "auto", notify: Notify = silent) -> CheckReport:
-    """`check` for files alone, with defaults for everything else."""
-    files = [paths] if isinstance(paths, str | Path) else list(paths)
-    return check(Config(data=DataSection(train_file=[str(file) for file in files], format=format)), notify)
+    """`check` for files, with every other setting at its default."""
+    files = [paths] if isinstance(paths, str) else [str(path) for path in paths]
+    return check(Config(data=DataSection(train_file=files, format=format)), notify)
 
 
 def conversation_of_row(config: Config, row: int, notify: Notify = silent) -> Conversation:
@@ -63,26 +122,44 @@ def conversation_of_row(config: Config, row: int, notify: Notify = silent) -> Co
 
     Raises DataError naming the place where that row cannot be used, or how many rows there are.
     """
-    limited = config.model_copy(update={"data": config.data.model_copy(update={"max_samples": row})})
-    sources = [source for source in list_sources(limited.data) if source.role == "train"]
-    drafts = collect(limited, sources, notify, stop_at_bad_row=False).drafts
-    if row < 1 or row > len(drafts):
-        raise DataError(f"there is no row {row}", where=sources[0].label, expected=f"1 to {len(drafts)}")
-    draft = drafts[row - 1]
-    if draft.conversation is None and draft.problem:
-        raise DataError(f"{draft.problem.reason} ({draft.problem.code})", where=f"{draft.file}:{draft.line}")
-    assert draft.conversation is not None
-    return draft.conversation
+    # Only this row matters: what other rows are like, or what it repeats, is no reason not to show it.
+    data = config.data.model_copy(
+        update={"max_samples": row, "near_duplicate_threshold": None, "validation_file": None, "holdout_file": None}
+    )
+    alone = config.model_copy(update={"data": data})
+    with tempfile.TemporaryDirectory(prefix="halo-forge-row-") as directory:
+        found = examine(alone, Path(directory), None, notify)
+        rows = found.rows
+        if row < 1 or row > len(rows):
+            raise DataError(
+                f"there is no row {row}", where=found.read.sources[0].label, expected=f"1 to {len(rows)}"
+            )  # fmt: skip
+        part = rows.parts[-1]
+        table = part.read(("conversation", "code", "reason"))
+        at = row - 1 - (len(rows) - part.num_rows)
+        line, code = table["conversation"][at].as_py(), table["code"][at].as_py()
+        if line is None:
+            raise DataError(f"{table['reason'][at].as_py()} ({code})", where=rows.place(row - 1))
+        return conversation_from_line(line)
 
 
-def _sources(collected: Collected) -> tuple[dict[str, Any], ...]:
-    totals = totals_by_file(draft.entry() for draft in collected.drafts)
+def _told_rows(rows: Rows) -> list[dict[str, Any]]:
+    told = []
+    start = 0
+    for part in rows.parts:
+        for item in entries_of(rows, part, start):
+            told.append({key: value for key, value in item.entry.to_dict().items() if key != "split"})
+        start += part.num_rows
+    return told
+
+
+def _sources(found: Examined) -> tuple[dict[str, Any], ...]:
     return tuple(
         {
             "path": label,
             "format": verdict.format if verdict else "unknown",
             "columns": list(verdict.columns) if verdict else [],
-            **(asdict(totals[label]) if label in totals else {"read": 0, "kept": 0, "fixed": 0, "dropped": 0}),
+            **asdict(found.summary.by_file.get(label, Totals())),
         }
-        for label, verdict in collected.verdicts.items()
+        for label, verdict in found.read.verdicts.items()
     )

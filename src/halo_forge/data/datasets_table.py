@@ -1,4 +1,4 @@
-"""The data sets with a short name, and rows from the Hub.
+"""The data sets with a short name, and what a name stands for.
 
 `halo-forge sft datasets` prints the table; `--dataset NAME` takes a short name, a Hub id (`org/name`, with
 `org/name:config` where it has several configurations) or a local folder laid out like a Hub data set.
@@ -7,16 +7,15 @@
 from __future__ import annotations
 
 import difflib
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from halo_forge.data.rows import Row, checked_row
-from halo_forge.data.tool_rows import glaive_row, xlam_row
-from halo_forge.errors import DataError, RowError
+from halo_forge.data.hub_rows import HubDataset, dataset_batches, dataset_rows
+from halo_forge.errors import DataError
+
+__all__ = ["BY_NAME", "DATASETS", "DatasetEntry", "HubDataset", "dataset_batches", "dataset_rows", "find_dataset"]
 
 Domain = Literal["Code", "Reasoning", "VLM", "Audio", "Agentic"]
 
@@ -44,7 +43,8 @@ class DatasetEntry:
 
 
 LATER_DOMAINS: frozenset[str] = frozenset({"VLM", "Audio"})
-ADAPTERS = {"xlam": xlam_row, "glaive": glaive_row}
+ADAPTERS: Mapping[str, Any] = {}
+"""Data sets whose rows need a function of their own. There are none: xlam and glaive are formats like any other."""
 DATASETS: tuple[DatasetEntry, ...] = (
     DatasetEntry(
         name="codealpaca", hub_id="sahil2801/CodeAlpaca-20k", domain="Code", size="20K", format="instruction"
@@ -88,16 +88,6 @@ DATASETS: tuple[DatasetEntry, ...] = (
 BY_NAME: Mapping[str, DatasetEntry] = {entry.name: entry for entry in DATASETS}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubDataset:
-    """Where to load from. `label` stands for the file name in ledgers and reports."""
-
-    source: str
-    config: str | None
-    format: str | None
-    label: str
-
-
 def find_dataset(name: str) -> HubDataset:
     """What a short name or Hub id means. Raises DataError for image and audio sets and for names that are neither."""
     from halo_forge.models.hub import is_hub_id
@@ -123,92 +113,3 @@ def find_dataset(name: str) -> HubDataset:
         )
     source = entry.source or entry.hub_id
     return HubDataset(source=source, config=entry.config, format=entry.format, label=f"dataset:{entry.name}")
-
-
-def dataset_rows(dataset: HubDataset, max_rows: int | None) -> Iterator[Row]:
-    """Rows of the train split, numbered from 1. Offline and not in the cache: a DataError in under a second that
-    names the command which downloads it."""
-    directory = _local_directory(dataset)
-    if directory is None:
-        _require_network(dataset)
-    adapt = ADAPTERS.get(dataset.format or "")
-    for number, value in enumerate(_loaded(dataset, directory, max_rows), start=1):
-        if adapt is None:
-            yield checked_row(dataset.label, number, value)
-            continue
-        try:
-            yield checked_row(dataset.label, number, adapt(value))
-        except RowError as problem:
-            yield Row(path=dataset.label, line=number, problem=problem, raw=str(value)[:400])
-
-
-def _local_directory(dataset: HubDataset) -> Path | None:
-    """A folder of that name, or the snapshot in the Hub cache when it holds data files."""
-    if Path(dataset.source).is_dir():
-        return Path(dataset.source)
-    from huggingface_hub import constants
-
-    home = Path(constants.HF_HUB_CACHE) / f"datasets--{dataset.source.replace('/', '--')}"
-    try:
-        snapshot = home / "snapshots" / (home / "refs" / "main").read_text().strip()
-    except OSError:
-        return None
-    suffixes = (".parquet", ".json", ".jsonl", ".csv", ".zst", ".gz")
-    return snapshot if any(path.name.endswith(suffixes) for path in snapshot.rglob("*")) else None
-
-
-def _prepared_before(dataset: HubDataset) -> bool:
-    from huggingface_hub import constants
-
-    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
-    return any(cache.glob(f"{dataset.source.replace('/', '___').lower()}*")) or any(
-        cache.glob(f"{dataset.source.replace('/', '___')}*")
-    )
-
-
-def _require_network(dataset: HubDataset) -> None:
-    from halo_forge.models.hub import is_offline, unreachable_reason
-
-    if _prepared_before(dataset):
-        return
-    switched_off = is_offline() or os.environ.get("HF_DATASETS_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    reason = "the Hub is switched off (HF_HUB_OFFLINE=1)" if switched_off else unreachable_reason()
-    if reason:
-        raise DataError(
-            f"the data set {dataset.source} is not on this machine, and {reason}",
-            where=dataset.label,
-            fix=f"with a network: hf download --repo-type dataset {dataset.source}",
-        )
-
-
-def _loaded(dataset: HubDataset, directory: Path | None, max_rows: int | None) -> Iterable[dict[str, Any]]:
-    import datasets  # type: ignore[import-untyped]
-
-    split = f"train[:{max_rows}]" if max_rows else "train"
-    try:
-        with _without_progress_bars():
-            loaded: Iterable[dict[str, Any]] = datasets.load_dataset(
-                str(directory) if directory else dataset.source, dataset.config, split=split
-            )
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"the data set cannot be loaded: {str(error).splitlines()[0][:300]}",
-            where=dataset.label,
-            expected="a text data set with a train split; org/name:config picks one of several configurations",
-            fix=f"https://huggingface.co/datasets/{dataset.source} shows what it holds, and its terms if it is gated",
-        ) from None
-    return loaded
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """datasets draws on stderr, which belongs to the command line."""
-    import datasets
-
-    drawn = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if drawn:
-            datasets.enable_progress_bars()

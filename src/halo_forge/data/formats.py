@@ -1,10 +1,17 @@
 """From a row's columns to a Conversation: which format the rows have, and the conversion of one row.
 
-    messages             messages: [{role, content}], optional tools
-    sharegpt             conversations: [{from, value}], optional system, tools
-    instruction          instruction (+ input), output | response | completion | answer, optional system, history
+    messages             messages: [{role, content}], optional system, tools | functions
+    sharegpt             conversations | conversation | items: [{from, value}], optional system, tools
+    oasst                message_tree_id, prompt: {text, role, replies}; or one row a message (message_id, parent_id)
+    preference           chosen, rejected, optional prompt: the chosen answer is trained
+    segments             segments: [{label, text}], all of them trained
+    xlam                 query, answers, tools: JSON in strings
+    glaive               system, chat: a transcript with function calls
+    openai_evals         input: text or messages, ideal: text or list of texts
     prompt_completion    prompt, completion | response: strings, or lists of messages
-    question_answer      question, answer
+    dolly                instruction, context, response
+    instruction          instruction (+ input), output | response | completion | answer, optional system, history
+    question_answer      question, answer, optional context
     query_response       query, response
     text                 text: one document, trained whole
 Any row may carry `weight` (a positive number that multiplies its loss) and `slices` ({name: label}).
@@ -19,30 +26,31 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from halo_forge.chat.records import Conversation, Message, Role, SourceRef
+from halo_forge.chat.records import Conversation, MediaPart, Message, SourceRef
 from halo_forge.config.schema import RowFormat
-from halo_forge.data.rows import Row, json_type
-from halo_forge.data.turns import (
-    CHAT_ROLES,
-    SHAREGPT_ROLES,
-    chat_message,
-    clean_text,
-    document,
-    message_content,
-    ordered_turns,
-    parse_tools,
-    parse_turn,
-    parsed_list,
-)
+from halo_forge.data.content_parts import media_column, refused_media, text_of
+from halo_forge.data.conversation_shapes import LIST_COLUMNS, row_messages
+from halo_forge.data.identity import content_sha256, conversation_id, prompt_key
+from halo_forge.data.rows import Row
+from halo_forge.data.tool_calls import row_tools
+from halo_forge.data.turns import chat_message, ordered_turns
 from halo_forge.errors import DataError, RowError
-from halo_forge.runs import sha256_json
+
+__all__ = [
+    "DETECTED_ROWS", "FORMATS", "NEW_CODES", "Columns", "Converted", "Verdict", "conversation_id", "convert", "detect",
+    "format_of", "missing_columns", "prompt_key",
+]  # fmt: skip
 
 DETECTED_ROWS = 64
 RESERVED_COLUMNS = ("input_ids", "labels", "attention_mask")
 ROW_COLUMNS = frozenset({"weight", "slices"})
 CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+NEW_CODES = frozenset(
+    {"other_format", "several_answers", "rejected_answer", "orphan_message", "segments_unsupported"}
+)  # fmt: skip
+"""Codes that the reason table is to take up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,52 +61,79 @@ class Columns:
     answer: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
-    def match(self, names: Iterable[str]) -> bool:
-        names = set(names)
-        return names >= set(self.prompt) and (not self.answer or any(name in names for name in self.answer))
+    def match(self, names: Mapping[str, Any]) -> bool:
+        return all(name in names for name in self.prompt) and (
+            not self.answer or any(name in names for name in self.answer)
+        )
 
     def words(self) -> str:
         return ", ".join(self.prompt) + (f", {' | '.join(self.answer)}" if self.answer else "")
 
 
 FORMATS: Mapping[RowFormat, Columns] = {
-    "messages": Columns(("messages",), (), ("tools",)),
-    "sharegpt": Columns(("conversations",), (), ("system", "tools")),
-    "prompt_completion": Columns(("prompt",), ("completion", "response"), ("system", "tools")),
+    "messages": Columns(("messages",), (), ("system", "tools", "functions")),
+    "sharegpt": Columns((), LIST_COLUMNS[1:], ("system", "tools", "functions")),
+    "oasst": Columns(("message_tree_id", "prompt"), (), ("thread", "system")),
+    "preference": Columns(("chosen", "rejected"), (), ("prompt", "system", "tools")),
+    "segments": Columns(("segments",)),
+    "xlam": Columns(("query", "answers", "tools")),
+    "glaive": Columns(("system", "chat")),
+    "openai_evals": Columns(("input", "ideal"), (), ("system", "tools")),
+    "prompt_completion": Columns(("prompt",), ("completion", "response"), ("system", "tools", "label")),
+    "dolly": Columns(("instruction", "context", "response"), (), ("system",)),
     "instruction": Columns(
-        ("instruction",), ("output", "response", "completion", "answer"), ("input", "system", "history")
+        ("instruction",), ("output", "response", "completion", "answer"), ("input", "system", "history", "tools")
     ),
-    "question_answer": Columns(("question",), ("answer",), ("system",)),
-    "query_response": Columns(("query",), ("response",), ("system",)),
+    "question_answer": Columns(("question",), ("answer",), ("context", "system", "tools")),
+    "query_response": Columns(("query",), ("response",), ("system", "tools")),
     "text": Columns(("text",)),
 }
 """In the order in which they are tried: instruction rows often carry a rendered `text` too."""
+SAID_OF: Mapping[RowFormat, str] = {
+    "preference": "the chosen answers are trained, the rejected ones are not used",
+    "oasst": "one conversation a tree is trained, its best-ranked one",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the rows of one file were found to be. `unused` are columns that the format does not read."""
+    """What the rows of one file were found to be. `unused` are columns that the format does not read; `votes` counts
+    the formats of the first `num_rows` rows, most frequent first ("" for rows of no format)."""
 
     format: RowFormat
     columns: tuple[str, ...]
     unused: tuple[str, ...]
     forced: bool = False
+    votes: tuple[tuple[str, int], ...] = ()
+    num_rows: int = 0
 
     def render(self, path: str) -> str:
-        how = "as data.format says" if self.forced else f"columns {', '.join(self.columns)}"
+        if any(column in RESERVED_COLUMNS for column in self.columns) and self.num_rows == dict(self.votes).get("", 0):
+            return f"{path}: rows of token numbers ({', '.join(self.columns[:6])}); rows are read as text"
+        how = "as data.format says" if self.forced else f"columns {', '.join(self.columns)}; {self._agreement()}"
+        said = f"; {SAID_OF[self.format]}" if self.format in SAID_OF else ""
         unused = f"; not used: {', '.join(self.unused)}" if self.unused else ""
-        return f"{path}: {self.format} rows ({how}){unused}"
+        return f"{path}: {self.format} rows ({how}){said}{unused}"
+
+    def _agreement(self) -> str:
+        num_agree = dict(self.votes).get(self.format, 0)
+        if num_agree == self.num_rows:
+            return "the first row" if self.num_rows == 1 else f"all of the first {self.num_rows} rows"
+        others = ", ".join(f"{count} {name or 'of no format'}" for name, count in self.votes if name != self.format)
+        return f"{num_agree} of the first {self.num_rows} rows; {others}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
     """`prompt_key` is equal for rows whose opening (all before the first answer) is equal; the split stands on it.
-    `fixes` are codes of what was mended, `flags` of what was found and left as it is."""
+    `fixes` are codes of what was mended, `flags` of what was found and left as it is; `format` is what the row was
+    read as."""
 
     conversation: Conversation
     prompt_key: str
     fixes: tuple[str, ...]
     flags: tuple[str, ...]
+    format: RowFormat
 
 
 def format_of(value: Mapping[str, Any]) -> RowFormat | None:
@@ -106,12 +141,15 @@ def format_of(value: Mapping[str, Any]) -> RowFormat | None:
     for name, columns in FORMATS.items():
         if columns.match(value):
             if name in ("messages", "sharegpt"):
-                return _list_format(value[columns.prompt[0]], name)
+                return _list_format(value, name)
+            if name == "oasst" and not isinstance(value["prompt"], dict):
+                continue
             return name
     return None
 
 
-def _list_format(items: Any, otherwise: RowFormat) -> RowFormat:
+def _list_format(value: Mapping[str, Any], otherwise: RowFormat) -> RowFormat:
+    items = value[next(name for name in LIST_COLUMNS if name in value)]
     first = items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
     if first.get("from") is not None and "role" not in first:
         return "sharegpt"
@@ -122,19 +160,25 @@ def detect(path: str, values: Sequence[Mapping[str, Any]], forced: RowFormat = "
     """The format of most of the first rows. Raises DataError where no row has the columns of any format."""
     seen = Counter(column for value in values for column in value)
     columns = tuple(column for column, _ in seen.most_common())
-    votes = Counter(name for value in values if (name := format_of(value)))
-    if forced == "auto" and not votes:
+    votes = Counter(format_of(value) or "" for value in values)
+    known = [(name, count) for name, count in votes.most_common() if name]
+    tokenised = all(any(column in value for column in RESERVED_COLUMNS) for value in values)
+    if forced == "auto" and not known and not tokenised:
         raise DataError(
             f"no format fits these rows: {missing_columns(columns)}",
             where=path,
             expected="; ".join(f"{name}: {spec.words()}" for name, spec in FORMATS.items()),
             fix="rename the columns, or set data.format",
         )
-    found = votes.most_common(1)[0][0] if forced == "auto" else forced
+    found: Any = forced if forced != "auto" else known[0][0] if known else "text"
     spec = FORMATS[found]
-    read = {*spec.prompt, *spec.answer, *spec.optional, *ROW_COLUMNS, "messages", "conversations"}
+    lists = LIST_COLUMNS if found in ("messages", "sharegpt") else ()
+    read = {*spec.prompt, *spec.answer, *spec.optional, *ROW_COLUMNS, *lists} - {"rejected", "label"}
     unused = tuple(sorted(column for column in columns if column not in read and column not in RESERVED_COLUMNS))
-    return Verdict(format=found, columns=columns, unused=unused, forced=forced != "auto")
+    return Verdict(
+        format=found, columns=columns, unused=unused, forced=forced != "auto", votes=tuple(votes.most_common()),
+        num_rows=len(values),
+    )  # fmt: skip
 
 
 def missing_columns(columns: Iterable[str]) -> str:
@@ -157,99 +201,66 @@ def _likeness(spec: Columns, names: Sequence[str]) -> float:
     return sum(needed) / len(needed)
 
 
-def convert(row: Row, format: RowFormat, system_prompt: str | None = None) -> Converted:
-    """The conversation of one readable row. Raises RowError with a stable code where there is none to be had."""
+def convert(
+    row: Row, format: RowFormat, system_prompt: str | None = None, *, mixed: bool = False, media: bool = False
+) -> Converted:
+    """The conversation of one readable row. Raises RowError with a stable code where there is none to be had.
+
+    mixed   a row without the columns of `format` is read as the format that it has, and flagged `other_format`
+    media   images and audio become MediaParts; else the row is refused, and nothing was opened
+    """
     value = row.value or {}
-    reserved = [column for column in RESERVED_COLUMNS if column in value]
-    if reserved:
-        names = ", ".join(reserved)
+    if "input_ids" in value or "labels" in value or "attention_mask" in value:
+        names = ", ".join(column for column in RESERVED_COLUMNS if column in value)
         raise RowError(
             "reserved_columns", f"{names}: reserved for tokens, but rows are read as text; drop these columns"
         )
-    spec = FORMATS[format]
-    if not spec.match(value) and not (format in ("messages", "sharegpt") and _list_column(value)):
-        raise RowError("missing_columns", f"{format} rows need the columns {spec.words()}; {missing_columns(value)}")
+    flags: set[str] = set()
+    format = _applied_format(value, format, mixed, flags)
+    if format != "text" and not media and (refused := media_column(value)):
+        raise refused
     fixes = set(row.fixes)
-    messages = _row_messages(value, format, spec, fixes)
+    messages, with_tools = row_messages(value, format, fixes, flags)
+    if not media:
+        _refuse_media(messages)
     is_document = messages[0].role == "document"
     turns = tuple(messages) if is_document else ordered_turns(messages, fixes)
     key = prompt_key(turns)
     if system_prompt and not is_document and turns[0].role != "system":
         turns = (chat_message("system", system_prompt), *turns)
-    tools = parse_tools(value.get("tools"))
+    tools = row_tools(with_tools) if "tools" in with_tools or "functions" in with_tools else ()
     conversation = Conversation(
-        id=_content_sha256(turns, tools), messages=turns, source=SourceRef(path=row.path, line=row.line), tools=tools,
+        id=content_sha256(turns, tools), messages=turns, source=SourceRef(path=row.path, line=row.line), tools=tools,
         slices=_slices(value.get("slices")), weight=_weight(value.get("weight")),
     )  # fmt: skip
-    return Converted(conversation=conversation, prompt_key=key, fixes=tuple(sorted(fixes)), flags=_flags(turns))
+    _find_flags(turns, flags)
+    return Converted(
+        conversation=conversation, prompt_key=key, fixes=tuple(sorted(fixes)), flags=tuple(sorted(flags)), format=format
+    )
 
 
-def _content_sha256(turns: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
-    try:
-        return sha256_json({"messages": [message_content(turn) for turn in turns], "tools": list(tools)})
-    except (TypeError, ValueError) as error:  # Parquet holds dates and bytes
-        raise RowError("bad_tools", f"tools and tool calls hold a value that JSON has no form for: {error}") from None
+def _applied_format(value: Mapping[str, Any], format: RowFormat, mixed: bool, flags: set[str]) -> RowFormat:
+    fits = FORMATS[format].match(value) or (
+        format in ("messages", "sharegpt") and any(name in value for name in LIST_COLUMNS)
+    )
+    if fits and not (format == "text" and mixed):
+        return format
+    own = format_of(value) if mixed else None
+    if own is not None and (fits or own != format):
+        if own != format:
+            flags.add("other_format")
+        return own
+    if fits:
+        return format
+    spec = FORMATS[format]
+    raise RowError("missing_columns", f"{format} rows need the columns {spec.words()}; {missing_columns(value)}")
 
 
-def _list_column(value: Mapping[str, Any]) -> str | None:
-    return next((name for name in ("messages", "conversations", "conversation") if name in value), None)
-
-
-def _row_messages(value: Mapping[str, Any], format: RowFormat, spec: Columns, fixes: set[str]) -> list[Message]:
-    if format == "text":
-        return [document(value["text"], fixes)]
-    if format in ("messages", "sharegpt"):
-        column = _list_column(value) or spec.prompt[0]
-        roles = SHAREGPT_ROLES if format == "sharegpt" else CHAT_ROLES
-        turns = _turns(value[column], column, roles, fixes)
-    else:
-        turns = _pair(value, spec, fixes)
-    system = _text(value, "system", fixes, optional=True) if "system" in spec.optional else ""
-    return [chat_message("system", system), *turns] if system.strip() else turns
-
-
-def _turns(raw: Any, column: str, roles: Mapping[str, str], fixes: set[str]) -> list[Message]:
-    items = parsed_list(raw, column, fixes)
-    return [parse_turn(item, number, roles, fixes) for number, item in enumerate(items, start=1)]
-
-
-def _pair(value: Mapping[str, Any], spec: Columns, fixes: set[str]) -> list[Message]:
-    """A prompt column and an answer column, each a string or (prompt_completion) a list of messages."""
-    prompt, answer = spec.prompt[0], next(name for name in spec.answer if name in value)
-    turns: list[Message] = []
-    if isinstance(value.get("history"), list) and "history" in spec.optional:
-        for number, exchange in enumerate(value["history"], start=1):
-            turns += _exchange(exchange, number, fixes)
-    for column, role in ((prompt, "user"), (answer, "assistant")):
-        if isinstance(value[column], list) and prompt == "prompt":
-            turns += _turns(value[column], column, CHAT_ROLES, fixes)
-            continue
-        text = _text(value, column, fixes, optional=False)
-        if column == "instruction":
-            addition = _text(value, "input", fixes, optional=True)
-            text = "\n\n".join(part for part in (text, addition) if part.strip())
-        if not text.strip():
-            raise RowError("empty_content", f"{column} is empty or white space only")
-        turns.append(chat_message(cast(Role, role), text))
-    return turns
-
-
-def _exchange(exchange: Any, number: int, fixes: set[str]) -> list[Message]:
-    if not isinstance(exchange, list) or len(exchange) != 2 or not all(isinstance(text, str) for text in exchange):
-        raise RowError("bad_content_type", f"history {number} is not a pair of strings")
-    user, assistant = (clean_text(text, fixes) for text in exchange)
-    return [chat_message("user", user), chat_message("assistant", assistant)]
-
-
-def _text(value: Mapping[str, Any], column: str, fixes: set[str], *, optional: bool) -> str:
-    text = value.get(column)
-    if text is None and optional:
-        return ""
-    if text is None:
-        raise RowError("null_content", f"{column} is null")
-    if not isinstance(text, str):
-        raise RowError("bad_content_type", f"{column} is {json_type(text)}, not a string")
-    return clean_text(text, fixes)
+def _refuse_media(messages: Sequence[Message]) -> None:
+    for number, message in enumerate(messages, start=1):
+        for part in message.parts:
+            if type(part) is MediaPart:
+                raise refused_media(part.kind, part.path, f"message {number}")
 
 
 def _weight(raw: Any) -> float:
@@ -257,7 +268,7 @@ def _weight(raw: Any) -> float:
         return 1.0
     try:
         weight = math.nan if isinstance(raw, bool) else float(raw)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         weight = math.nan
     if not 0 < weight < math.inf:
         raise RowError("bad_weight", "the row's weight must be a positive number")
@@ -272,19 +283,10 @@ def _slices(raw: Any) -> dict[str, str]:
     return {str(name): label for name, label in raw.items() if label is not None}
 
 
-def prompt_key(turns: Sequence[Message]) -> str:
-    """Hash of the row's own turns before the first answer (a document: of all of it), blind to case, white space and
-    Unicode composition, so that a prompt and its trivial variant never stand on two sides of a split."""
-    opening = turns[: next((at for at, turn in enumerate(turns) if turn.role == "assistant"), len(turns))]
-    plain = [[turn.role, " ".join(unicodedata.normalize("NFC", turn.text).casefold().split())] for turn in opening]
-    return sha256_json(plain)
-
-
-def _flags(turns: Sequence[Message]) -> tuple[str, ...]:
-    flags: list[str] = []
-    texts = [turn.text for turn in turns]
-    if any(CONTROL.search(text) for text in texts):
-        flags.append("control_characters")
-    if not all(text.isascii() or unicodedata.is_normalized("NFC", text) for text in texts):
-        flags.append("not_nfc")
-    return tuple(flags)
+def _find_flags(turns: Sequence[Message], flags: set[str]) -> None:
+    for turn in turns:
+        text = text_of(turn)
+        if not text.replace("\n", "").isprintable() and CONTROL.search(text):
+            flags.add("control_characters")
+        if not text.isascii() and not unicodedata.is_normalized("NFC", text):
+            flags.add("not_nfc")

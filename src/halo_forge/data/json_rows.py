@@ -133,27 +133,10 @@ def too_long(what: str = "the line") -> RowError:
     return RowError("line_too_long", f"{what} is longer than {MAX_ROW_CHARS // 2**20} MiB of text")
 
 
-def jsonl_rows(path: str, stream: TextIO, say: Say) -> Iterator[Row]:
-    """One row per line; blank lines are passed over and counted. A line that is not JSON does not end the reading."""
-    num_blank = 0
-    for number, line, cut in bounded_lines(stream):
-        text = line.rstrip("\n")
-        fixes: tuple[str, ...] = ()
-        if number == 1 and text.startswith("\ufeff"):
-            text, fixes = text[1:], ("bom_removed",)
-        if not cut and (not text or text.isspace()):
-            num_blank += 1
-            continue
-        yield _line_row(path, number, text, fixes, cut=cut, ended=line.endswith("\n"))
-    if num_blank:
-        say(f"{path}: passed over {num_blank} blank line{'s' if num_blank > 1 else ''}")
-
-
-def _line_row(path: str, number: int, text: str, fixes: tuple[str, ...], *, cut: bool, ended: bool) -> Row:
+def line_row(path: str, number: int, text: str, fixes: tuple[str, ...], *, ended: bool) -> Row:
+    """The row of one line of JSONL, which is given without its line end. `ended` says whether it had one."""
     excerpt = text[:EXCERPT_SOURCE_CHARS]
     try:
-        if cut:
-            raise too_long()
         if problem := encoding_problem(text):
             raise problem
         value = parse_json(text)
@@ -286,6 +269,9 @@ def object_rows(path: str, stream: TextIO, say: Say) -> Iterator[Row]:
         raise _not_json(path, problem.reason) from None
     except (ValueError, RecursionError):
         raise _not_json(path, f"nested deeper than {MAX_DEPTH} levels, or a number of more than 4300 digits") from None
+    if not isinstance(value, dict):
+        yield checked_row(path, 1, value, text[:EXCERPT_SOURCE_CHARS])
+        return
     lists = {
         key: items
         for key, items in value.items()

@@ -9,46 +9,24 @@ characters, without e-mail addresses, secrets or control characters.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from halo_forge.data.reasons import REASONS
 from halo_forge.data.rows import EXCERPT_SOURCE_CHARS
 from halo_forge.errors import DataError
 from halo_forge.runs import fsync_directory
 
 Action = Literal["kept", "fixed", "dropped"]
 EXCERPT_CHARS = 120
-POLICY_CODES = frozenset(
-    {"duplicate", "in_holdout", "in_validation", "too_long", "no_supervised_tokens_after_truncation"}
-)
-"""Why a sound row is left out. Every other dropped row is damage and counts against data.max_bad_fraction."""
-MEANINGS = {
-    "bom_removed": "the file began with a byte order mark, which is left out",
-    "role_normalised": "a role was written in another way",
-    "nul_removed": "NUL characters are left out",
-    "empty_system_dropped": "an empty system message is left out",
-    "turns_joined": "two turns of one side in a row became one",
-    "leading_assistant_dropped": "the assistant spoke before the user; that turn is left out",
-    "trailing_turn_dropped": "turns after the last answer are left out",
-    "json_text_parsed": "the messages were a list inside a string",
-    "special_tokens_neutralised": "special tokens in the content are encoded as ordinary text",
-    "truncated": "cut at data.max_seq_length",
-    "reasoning_not_rendered": "the chat template leaves out the reasoning",
-    "text_not_rendered": "the chat template leaves out text beside a tool call",
-    "system_not_rendered": "the chat template leaves out the system message",
-    "tools_not_rendered": "the chat template leaves out the tools",
-    "control_characters": "holds control or direction characters, which a terminal may obey",
-    "not_nfc": "holds decomposed characters (not NFC), which tokenize differently from their usual form",
-    "merged_boundary": "one token stands across the border between prompt and answer",
-}
-"""What the codes of fixed and flagged rows say."""
-
+NUM_EXAMPLES = 5
 SECRET = re.compile(
     r"""[\w.+-]+@[\w-]+(\.[\w-]+)+                                   # e-mail
       | -----BEGIN[ A-Z]*PRIVATE[ ]KEY-----.*                        # keys
@@ -72,12 +50,14 @@ def redacted(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What became of one row. `split` is train, validation or holdout for kept rows, None for dropped ones."""
+    """What became of one row. `codes` say why it was dropped or what was mended, `flags` what was found and left.
+    `split` is train, validation or holdout for kept rows, None for dropped ones."""
 
     file: str
     line: int
     action: Action
     codes: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
     reason: str = ""
     split: str | None = None
     excerpt: str = ""
@@ -85,56 +65,104 @@ class Entry:
     def to_dict(self) -> dict[str, Any]:
         shown = self.action in ("dropped", "fixed")
         return {
-            "file": self.file, "line": self.line, "action": self.action, "code": ",".join(self.codes) or None,
+            "file": self.file, "line": self.line, "action": self.action, "code": ",".join(self.all_codes) or None,
             "reason": self.reason or None, "split": self.split, "excerpt": redacted(self.excerpt) if shown else None,
         }  # fmt: skip
 
     @property
+    def all_codes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.codes, *self.flags)))
+
+    @property
     def is_damage(self) -> bool:
-        return self.action == "dropped" and not POLICY_CODES.intersection(self.codes)
+        return self.action == "dropped" and any(REASONS[code].kind == "damage" for code in self.codes)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+def meanings(codes: Iterable[str]) -> str:
+    return "; ".join(REASONS[code].meaning for code in codes)
+
+
+@dataclass(slots=True, kw_only=True)
 class Totals:
-    read: int
-    kept: int
-    fixed: int
-    dropped: int
+    """Of one file. read = kept + dropped; fixed rows are among the kept."""
+
+    read: int = 0
+    kept: int = 0
+    fixed: int = 0
+    dropped: int = 0
+
+    def count(self, action: Action, num_rows: int = 1) -> None:
+        self.read += num_rows
+        self.kept += num_rows * (action != "dropped")
+        self.fixed += num_rows * (action == "fixed")
+        self.dropped += num_rows * (action == "dropped")
 
 
-def totals_of(entries: Iterable[Entry]) -> Totals:
-    actions = Counter(entry.action for entry in entries)
-    kept = actions["kept"] + actions["fixed"]
-    return Totals(read=actions.total(), kept=kept, fixed=actions["fixed"], dropped=actions["dropped"])
+@dataclass(slots=True)
+class Summary:
+    """What a ledger adds up to, counted while it is written.
+
+    reasons   rows per reason code, over dropped and fixed rows       flagged   the same, over kept rows
+    examples  the first entries with each code                       bad       the first damaged rows
+    """
+
+    by_file: dict[str, Totals] = field(default_factory=dict)
+    by_split: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    flagged: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[Entry]] = field(default_factory=dict)
+    num_damaged: int = 0
+    bad: list[Entry] = field(default_factory=list)
+
+    def count(self, entry: Entry) -> None:
+        self.by_file.setdefault(entry.file, Totals()).count(entry.action)
+        if entry.split:
+            self.by_split[entry.split] += 1
+        self.reasons.update(entry.codes)
+        self.flagged.update(entry.flags)
+        for code in entry.all_codes:
+            shown = self.examples.setdefault(code, [])
+            if len(shown) < NUM_EXAMPLES:
+                shown.append(entry)
+        if entry.is_damage:
+            self.num_damaged += 1
+            if len(self.bad) < NUM_EXAMPLES:
+                self.bad.append(entry)
+
+    def count_kept(self, file: str, splits: Counter[str]) -> None:
+        """Rows with nothing to tell, many at a time."""
+        self.by_file.setdefault(file, Totals()).count("kept", splits.total())
+        self.by_split.update(splits)
+
+    @property
+    def num_read(self) -> int:
+        return sum(totals.read for totals in self.by_file.values())
+
+    def totals(self) -> Totals:
+        found = self.by_file.values()
+        return Totals(
+            read=sum(t.read for t in found), kept=sum(t.kept for t in found), fixed=sum(t.fixed for t in found),
+            dropped=sum(t.dropped for t in found),
+        )  # fmt: skip
+
+    def reason_counts(self) -> dict[str, int]:
+        """Rows per reason code, over dropped and fixed rows, most frequent first."""
+        return dict(sorted(self.reasons.items(), key=lambda item: (-item[1], item[0])))
 
 
-def totals_by_file(entries: Iterable[Entry]) -> dict[str, Totals]:
-    by_file: dict[str, list[Entry]] = {}
-    for entry in entries:
-        by_file.setdefault(entry.file, []).append(entry)
-    return {file: totals_of(group) for file, group in by_file.items()}
-
-
-def reason_counts(entries: Iterable[Entry]) -> dict[str, int]:
-    """Rows per reason code, over dropped and fixed rows, most frequent first."""
-    counts = Counter(code for entry in entries if entry.action != "kept" for code in entry.codes)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def check_totals(entries: Iterable[Entry], read_rows: Mapping[str, int], split_rows: Mapping[str, int]) -> None:
+def check_totals(summary: Summary, read_rows: Mapping[str, int], split_rows: Mapping[str, int]) -> None:
     """Hold the ledger against two counts taken elsewhere: rows the readers yielded (per file) and rows written (per
     split). Raises DataError where a row is missing or counted twice, because then nothing else can be believed."""
-    entries = list(entries)
-    by_file = totals_by_file(entries)
-    for file in {*read_rows, *by_file}:
-        recorded = by_file[file].read if file in by_file else 0
+    for file in {*read_rows, *summary.by_file}:
+        recorded = summary.by_file[file].read if file in summary.by_file else 0
         if recorded != read_rows.get(file, 0):
             raise _does_not_add_up(f"{read_rows.get(file, 0)} rows were read and {recorded} are in it", file)
-    kept = Counter(entry.split for entry in entries if entry.action != "dropped")
-    for split in {*split_rows, *kept}:
-        written = split_rows.get(str(split), 0)
-        if kept[split] != written:
-            raise _does_not_add_up(f"it keeps {kept[split]} rows for {split} and {written} were written", str(split))
+    for split in {*split_rows, *summary.by_split}:
+        written = split_rows.get(split, 0)
+        if summary.by_split[split] != written:
+            raise _does_not_add_up(
+                f"it keeps {summary.by_split[split]} rows for {split} and {written} were written", split
+            )
 
 
 def _does_not_add_up(what: str, where: str) -> DataError:
@@ -146,18 +174,34 @@ def _does_not_add_up(what: str, where: str) -> DataError:
     )
 
 
-def write_ledger(path: Path, entries: Iterable[Entry]) -> None:
-    """One JSON line per row, atomically, without holding the text in memory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(staging, "w", encoding="utf-8") as file:
-            for entry in entries:
-                file.write(json.dumps(entry.to_dict(), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(staging, path)
-    except BaseException:
-        staging.unlink(missing_ok=True)
-        raise
-    fsync_directory(path.parent)
+class LineWriter:
+    """A JSONL file that appears whole or not at all; its text is never held in memory."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._file = open(self._staging, "wb")  # noqa: SIM115 (closed by close or abandon)
+        self.digest = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self.digest.update(data)
+        self.num_bytes += len(data)
+
+    def write_json(self, value: Any) -> None:
+        self.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+
+    def close(self) -> str:
+        """The file's sha256, once it is durable."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._staging, self.path)
+        fsync_directory(self.path.parent)
+        return self.digest.hexdigest()
+
+    def abandon(self) -> None:
+        self._file.close()
+        self._staging.unlink(missing_ok=True)

@@ -78,6 +78,9 @@ _DAMAGE = {
     "special_tokens_unsplittable": "special tokens in the text cannot be made text",
     "no_supervised_tokens": "no token of the row would be trained",
     "no_prompt": "nothing stands before the answer",
+    "orphan_message": "a message whose parent stands nowhere in the file",
+    "rejected_answer": "an answer marked as rejected, with none beside it to learn from",
+    "segments_unsupported": "trained and untrained segments in an order that no conversation has",
     "reasoning_missing": "data.reasoning: require, and an answer has none",
 }
 _MENDED = {
@@ -97,6 +100,8 @@ _MENDED = {
     "tools_not_rendered": "the chat template leaves out the tools",
 }
 _FLAGS = {
+    "other_format": "read as another format than most rows of its file",
+    "several_answers": "several right answers; the first is trained",
     "merged_boundary": "one token stands across the border between prompt and answer",
 }
 _POLICY = {

@@ -6,8 +6,10 @@ cannot be read at all is a DataError.
 
 from __future__ import annotations
 
+import copyreg
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,10 @@ MAX_DEPTH = 64
 EXCERPT_SOURCE_CHARS = 400
 """How much of a row is carried along for the ledger, which cuts and redacts it further."""
 
+SPOOLED = re.compile(r"stdin-[0-9a-f]{64}")
+"""Name of the file that keeps what came through standard input."""
+
+copyreg.pickle(RowError, lambda error: (RowError, (error.code, error.reason)))  # rows cross process borders
 Say = Callable[[str], None]
 """How a reader tells something about a whole file, for instance that blank lines were passed over."""
 
@@ -53,7 +59,9 @@ def checked_row(path: str, line: int, value: Any, raw: str | None = None, fixes:
 
 
 def shown_path(path: str | Path) -> str:
-    """A path as it may be printed and written as UTF-8, whatever bytes its name has."""
+    """A path as it may be printed and written as UTF-8, whatever bytes its name has; `stdin` for what came there."""
+    if SPOOLED.fullmatch(os.path.basename(path)):
+        return "stdin"
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 

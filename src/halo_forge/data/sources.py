@@ -1,48 +1,47 @@
 """From what the user names (files, directories, patterns) to rows: find the files, tell their kind, read them.
 
 A file's kind is its extension's unless its first bytes say otherwise. What cannot be data at all (HTML error pages,
-git-lfs pointers, UTF-16, archives, devices) is refused in words. gzip is read through, within a ratio that no honest
-text reaches.
+git-lfs pointers, UTF-16, archives, devices) is refused in words. `-` is standard input. A folder written by the
+datasets library's save_to_disk is the Arrow files that it lists.
 """
 
 from __future__ import annotations
 
 import difflib
 import glob
-import gzip
 import io
 import json
 import os
 import re
 import stat
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal, cast
 
-from halo_forge.data.json_rows import array_rows, jsonl_rows, object_rows
+from halo_forge.data.arrow_rows import arrow_rows, parquet_rows
+from halo_forge.data.compressed import SUFFIXES, Peekable, opened, without_suffix
+from halo_forge.data.json_rows import array_rows, object_rows
+from halo_forge.data.raw_batches import ROWS_PER_BATCH, RawBatch, line_batches, row_batches, rows_of
 from halo_forge.data.rows import MAX_ROW_CHARS, Row, Say, shown_path
-from halo_forge.data.table_rows import csv_rows, parquet_rows
+from halo_forge.data.stdin import STDIN, spooled_stdin
+from halo_forge.data.table_rows import csv_rows
 from halo_forge.data.text_rows import text_rows
+from halo_forge.data.trees import gathered_trees, holds_tree_rows
 from halo_forge.errors import DataError
 
-Kind = Literal["jsonl", "array", "object", "csv", "parquet", "text"]
+Kind = Literal["jsonl", "array", "object", "csv", "parquet", "arrow", "text"]
 
-EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
-EXPECTED = "JSONL, JSON, CSV, TSV, Parquet, .txt or .md, plain or .gz"
+EXTENSIONS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".md")
+EXPECTED = f"JSONL, JSON, CSV, TSV, Parquet, Arrow, .txt or .md, plain or packed ({', '.join(SUFFIXES)})"
 HEAD_BYTES = 2**12
-MAX_GZIP_RATIO = 200
-FREE_GZIP_BYTES = 16 * 2**20
-"""Expanding to less than this is harmless at any ratio."""
+ARROW_FILE, ARROW_STREAM = b"ARROW1", b"\xff\xff\xff\xff"
 ARCHIVES = {
     b"PK\x03\x04": "a zip archive (or an Excel or Word file)",
-    b"BZh": "a bzip2 file",
-    b"\xfd7zXZ": "an xz file",
-    b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\x93NUMPY": "a numpy array",
     b"%PDF": "a PDF",
     b"SQLite format 3": "an SQLite database",
-    b"ARROW1": "an Arrow file",
     b"GGUF": "a GGUF model",
     b"\x80\x04": "a Python pickle",
 }
@@ -55,6 +54,9 @@ def expand_paths(names: Sequence[str]) -> list[Path]:
     """
     files: list[Path] = []
     for name in names:
+        if name == STDIN:
+            files.append(spooled_stdin())
+            continue
         path = Path(name).expanduser()
         try:
             if path.is_dir():
@@ -73,10 +75,13 @@ def expand_paths(names: Sequence[str]) -> list[Path]:
 
 
 def _is_data_file(path: Path) -> bool:
-    return path.name.lower().removesuffix(".gz").endswith(EXTENSIONS) and path.is_file()
+    return without_suffix(path.name).endswith(EXTENSIONS) and path.is_file()
 
 
 def _files_below(directory: Path) -> list[Path]:
+    saved = saved_files(directory)
+    if saved:
+        return saved
     files = [
         path
         for path in sorted(directory.rglob("*"))
@@ -85,6 +90,29 @@ def _files_below(directory: Path) -> list[Path]:
     if not files:
         raise DataError("this directory holds no data files", where=shown_path(directory), expected=EXPECTED)
     return files
+
+
+def saved_files(directory: Path) -> list[Path]:
+    """The Arrow files of a folder that datasets' save_to_disk wrote; of its splits, the one called train."""
+    try:
+        if (directory / "dataset_dict.json").is_file():
+            splits = json.loads((directory / "dataset_dict.json").read_bytes())["splits"]
+            if "train" not in splits:
+                raise DataError(
+                    "this saved data set has no split called train",
+                    where=shown_path(directory),
+                    fix="name the folder of one split: " + ", ".join(shown_path(directory / name) for name in splits),
+                )
+            directory = directory / "train"
+        if not (directory / "state.json").is_file():
+            return []
+        listed = json.loads((directory / "state.json").read_bytes())["_data_files"]
+        names = [Path(entry["filename"]).name for entry in listed]
+    except (ValueError, KeyError, TypeError):
+        return []
+    for name in names:
+        _check_regular(directory / name)
+    return [directory / name for name in names]
 
 
 def _files_matching(pattern: str) -> list[Path]:
@@ -103,7 +131,7 @@ def _check_regular(path: Path) -> None:
         raise DataError(f"no such file{broken}", where=shown_path(path), **_nearest(path)) from None
     if not stat.S_ISREG(mode):
         raise DataError("this is a device, pipe or socket, not a file", where=shown_path(path), expected=EXPECTED)
-    if not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
         raise DataError("this file may not be read", where=shown_path(path), fix=f"chmod u+r {shown_path(path)}")
 
 
@@ -119,54 +147,16 @@ def _nearest(path: Path) -> dict[str, str]:
     return {"expected": f"one of {', '.join(map(shown_path, data_files))}"} if data_files else {}
 
 
-class _Gunzipped(gzip.GzipFile):
-    """gzip that stops before a bomb fills the machine."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "rb")
-        self.name_in_errors, self.num_packed_bytes = shown_path(path), path.stat().st_size
-
-    def read(self, size: int | None = -1) -> bytes:
-        data = super().read(size)
-        self._check()
-        return data
-
-    def read1(self, size: int = -1) -> bytes:
-        data = super().read1(size)
-        self._check()
-        return data
-
-    def _check(self) -> None:
-        if self.tell() > max(FREE_GZIP_BYTES, MAX_GZIP_RATIO * self.num_packed_bytes):
-            raise DataError(
-                f"this gzip file expands to more than {MAX_GZIP_RATIO} times its size",
-                where=self.name_in_errors,
-                fix="unpack it yourself if you trust it: gunzip -k FILE",
-            )
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The file's bytes, unpacked. I/O and gzip errors become DataErrors."""
-    try:
-        with open(path, "rb") as probe:
-            packed = probe.read(2) == b"\x1f\x8b"
-        with _Gunzipped(path) if packed else open(path, "rb") as file:
-            yield file  # type: ignore[misc]
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"the gzip file is damaged: {error}", where=shown_path(path), fix="download it again") from None
-    except OSError as error:
-        raise DataError(f"this file cannot be read: {error.strerror or error}", where=shown_path(path)) from None
-
-
 def kind_of(path: Path) -> tuple[Kind, str | None]:
     """(kind, what is unusual about it). Raises DataError for files that are not rows at all."""
-    with _opened(path) as file:
+    with opened(path) as file:
         head = file.read(HEAD_BYTES)
     _refuse_foreign(path, head)
     if head.startswith(b"PAR1"):
         return "parquet", None
-    name = path.name.lower().removesuffix(".gz")
+    name = without_suffix(path.name)
+    if head.startswith(ARROW_FILE) or (head.startswith(ARROW_STREAM) and name.endswith(".arrow")):
+        return "arrow", None
     if name.endswith(".parquet"):
         raise DataError(
             "this is not a Parquet file",
@@ -174,6 +164,8 @@ def kind_of(path: Path) -> tuple[Kind, str | None]:
             expected="the bytes PAR1 at its start",
             fix="download it again",
         )
+    if name.endswith((".arrow", ".feather")):
+        raise DataError("this is not an Arrow file", where=shown_path(path), fix="write or download it again")
     if name.endswith((".csv", ".tsv")):
         return "csv", None
     if name.endswith((".txt", ".md")):
@@ -199,7 +191,7 @@ def _json_kind(path: Path, name: str, start: bytes) -> tuple[Kind, str | None]:
 
 def _is_one_object(path: Path) -> bool:
     """Whether the file is one object rather than one per line (of which the first may be damaged)."""
-    with _opened(path) as file:
+    with opened(path) as file:
         line = file.readline(MAX_ROW_CHARS)
         following = next((more for more in iter(lambda: file.readline(MAX_ROW_CHARS), b"") if more.strip()), b"")
         try:
@@ -220,6 +212,8 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
     for magic, words in ARCHIVES.items():
         if head.startswith(magic):
             raise DataError(f"this is {words}", where=where, expected=EXPECTED, fix="unpack or convert it first")
+    if head[257:262] == b"ustar":
+        raise DataError("this is a tar archive", where=where, expected=EXPECTED, fix="unpack it first: tar -xf FILE")
     sample = head[:64]
     if len(sample) >= 8 and (sample[::2].strip(b"\0") == b"" or sample[1::2].strip(b"\0") == b""):
         raise _wide_encoding(where, "UTF-16")
@@ -255,8 +249,10 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def read_rows(path: Path, say: Say, max_passage_bytes: int = 2**14) -> Iterator[Row]:
-    """Every row of one file, in order, with its place; memory does not grow with the file.
+def read_batches(
+    path: Path, say: Say, max_passage_bytes: int = 2**14, rows_per_batch: int = ROWS_PER_BATCH
+) -> Iterator[RawBatch]:
+    """Every row of one file, in order, in batches that `rows_of` makes rows of; memory does not grow with the file.
 
     Raises DataError where the file cannot be read at all or changes while it is read.
     """
@@ -265,21 +261,43 @@ def read_rows(path: Path, say: Say, max_passage_bytes: int = 2**14) -> Iterator[
     if unusual:
         say(f"{name} {unusual}")
     before = _stamp(path)
-    if kind == "parquet":
-        yield from parquet_rows(name, path)
+    if kind in ("parquet", "arrow"):
+        rows = parquet_rows(name, path, say) if kind == "parquet" else arrow_rows(name, path, say)
+        yield from row_batches(name, gathered_trees(name, rows), rows_per_batch)
     else:
-        with _opened(path) as file:
-            newline = "" if kind == "csv" else None
-            stream = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline=newline)
-            if kind == "csv":
-                yield from csv_rows(name, stream, say)
-            elif kind == "jsonl":
-                yield from jsonl_rows(name, stream, say)
-            elif kind == "text":
-                yield from text_rows(name, stream, max_passage_bytes)
+        with opened(path) as file:
+            if kind == "jsonl" and not holds_tree_rows(file.peek(HEAD_BYTES)[:HEAD_BYTES]):
+                yield from line_batches(name, file, say, rows_per_batch)
             else:
-                if stream.read(1) != "\ufeff":
-                    stream.seek(0)
-                yield from array_rows(name, stream) if kind == "array" else object_rows(name, stream, say)
+                rows = _parsed_rows(kind, name, file, say, max_passage_bytes)
+                yield from row_batches(name, gathered_trees(name, rows), rows_per_batch)
     if _stamp(path) != before:
         raise DataError("the file changed while it was read", where=name, fix="run again when its writer is done")
+
+
+def _parsed_rows(kind: Kind, name: str, file: Peekable, say: Say, max_passage_bytes: int) -> Iterator[Row]:
+    if kind == "jsonl":
+        for batch in line_batches(name, file, say):
+            yield from rows_of(batch)[0]
+        return
+    if kind in ("array", "object") and file.peek(3)[:3] == b"\xef\xbb\xbf":
+        file.read(3)
+    newline = "" if kind == "csv" else None
+    stream = io.TextIOWrapper(
+        cast(io.BufferedReader, file), encoding="utf-8", errors="surrogateescape", newline=newline
+    )
+    try:
+        if kind == "csv":
+            yield from csv_rows(name, stream, say)
+        elif kind == "text":
+            yield from text_rows(name, stream, max_passage_bytes)
+        else:
+            yield from array_rows(name, stream) if kind == "array" else object_rows(name, stream, say)
+    finally:
+        stream.detach()  # the file is its opener's to close
+
+
+def read_rows(path: Path, say: Say, max_passage_bytes: int = 2**14) -> Iterator[Row]:
+    """Every row of one file, in order, with its place; see `read_batches`."""
+    for batch in read_batches(path, say, max_passage_bytes):
+        yield from rows_of(batch)[0]

@@ -1,4 +1,4 @@
-"""Rows of tables: CSV and TSV (header line, separator found by trying), Parquet."""
+"""Rows of CSV and TSV: a header line, the separator found by trying."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import TextIO
 
+from halo_forge.data.compressed import without_suffix
 from halo_forge.data.json_rows import bounded_lines, encoding_problem, too_long
 from halo_forge.data.rows import MAX_ROW_CHARS, Row, Say, checked_row
 from halo_forge.errors import DataError, RowError
 
 SEPARATORS = (",", ";", "\t", "|")
 SNIFFED_LINES = 50
-PARQUET_BATCH_ROWS = 256
 
 
 @contextmanager
@@ -40,16 +39,17 @@ def csv_rows(path: str, stream: TextIO, say: Say) -> Iterator[Row]:
     """One row per record, its columns named by the header line; `line` is where the record starts.
 
     `stream` must be opened with newline="" because quoted cells may hold line ends. Records with more or fewer cells
-    than the header are problems, not rows with shifted columns.
+    than the header are problems, not rows with shifted columns, and so is the record after one that breaks off.
     """
     head = [line for _, line, cut in islice(bounded_lines(stream), SNIFFED_LINES) if not cut]
     fixes: tuple[str, ...] = ()
     if head and head[0].startswith("\ufeff"):
         head[0], fixes = head[0][1:], ("bom_removed",)
-    separator = "\t" if path.lower().removesuffix(".gz").endswith(".tsv") else sniffed_separator(head)
+    separator = "\t" if without_suffix(path).endswith(".tsv") else sniffed_separator(head)
     reader = csv.reader(_lines(stream, head), delimiter=separator, strict=True)
     header = _header(path, reader)
     num_blank = 0
+    broken_off = False
     while True:
         line = reader.line_num + 1
         try:
@@ -66,8 +66,12 @@ def csv_rows(path: str, stream: TextIO, say: Say) -> Iterator[Row]:
         if not cells:
             num_blank += 1
             continue
-        yield _record_row(path, line, header, cells, separator, fixes)
-        fixes = ()
+        row = _record_row(path, line, header, cells, separator, fixes)
+        if broken_off and row.problem is None:
+            reason = "the record before it breaks off, and this may be its other half (a line end without quotes)"
+            row = Row(path=path, line=line, problem=RowError("ragged_row", reason), raw=row.raw)
+        yield row
+        fixes, broken_off = (), len(cells) < len(header)
     if num_blank:
         say(f"{path}: passed over {num_blank} blank line{'s' if num_blank > 1 else ''}")
 
@@ -78,7 +82,10 @@ def _record_row(
     raw = separator.join(cells)
     problem = encoding_problem(raw)
     if problem is None and len(cells) != len(header):
-        problem = RowError("ragged_row", f"{len(cells)} cells where the header names {len(header)} columns")
+        problem = RowError(
+            "ragged_row",
+            f"{len(cells)} cell{'s' if len(cells) != 1 else ''} where the header names {len(header)} columns",
+        )
     if problem:
         return Row(path=path, line=line, problem=problem, raw=raw[:400])
     return checked_row(path, line, dict(zip(header, cells, strict=True)), raw[:400], fixes)
@@ -114,25 +121,3 @@ def sniffed_separator(lines: list[str]) -> str:
         return (num_equal / len(records), len(records[0]))
 
     return max(SEPARATORS, key=fitness)
-
-
-def parquet_rows(path: str, file: Path) -> Iterator[Row]:
-    """One row per record, in batches; `line` is the row's number. Raises DataError where the file is damaged."""
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            number = 0
-            for batch in table.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield checked_row(path, number, value)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise DataError(
-            f"the Parquet file cannot be read: {reason}",
-            where=path,
-            expected="a whole Parquet file (it starts and ends with the bytes PAR1)",
-            fix="download or write it again",
-        ) from None

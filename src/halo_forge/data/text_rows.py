@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TextIO
 
+from halo_forge.data.compressed import without_suffix
 from halo_forge.data.json_rows import bounded_lines, encoding_problem, too_long
 from halo_forge.data.rows import EXCERPT_SOURCE_CHARS, Row
 from halo_forge.errors import RowError
@@ -23,7 +24,7 @@ SEPARATORS = frozenset({"<|endoftext|>", "\f"})
 
 def text_rows(path: str, stream: TextIO, max_passage_bytes: int) -> Iterator[Row]:
     """Passages as rows {"text": ...}; `line` is the passage's first line."""
-    separators = SEPARATORS if path.lower().removesuffix(".gz").endswith(".md") else SEPARATORS | {"---"}
+    separators = SEPARATORS if without_suffix(path).endswith(".md") else SEPARATORS | {"---"}
     for line, text, problem, fixes in _passages(_paragraphs(stream, separators), max_passage_bytes):
         if problem:
             yield Row(path=path, line=line, problem=problem, raw=text[:EXCERPT_SOURCE_CHARS])

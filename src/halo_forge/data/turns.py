@@ -21,8 +21,10 @@ from dataclasses import replace
 from typing import Any, cast
 
 from halo_forge.chat.records import Message, Part, Role, TextPart, ToolCall
+from halo_forge.data.content_parts import Content, clean_text, parse_content
 from halo_forge.data.json_rows import parse_json
 from halo_forge.data.rows import json_type
+from halo_forge.data.tool_calls import parse_tool_calls
 from halo_forge.errors import RowError
 
 MAX_MESSAGES = 10_000
@@ -30,49 +32,70 @@ CHAT_ROLES: Mapping[str, str] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
     "function": "tool",
 }  # fmt: skip
+ROLE_KEYS = ("role", "from", "speaker")
+CONTENT_KEYS = ("content", "value", "text")
 SHAREGPT_ROLES: Mapping[str, str] = {
     **CHAT_ROLES,
-    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "observation": "tool",
+    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
+    "bard": "assistant", "model": "assistant", "prompter": "user", "observation": "tool",
     "function_response": "tool", "tool_response": "tool", "function_call": "assistant", "tool_call": "assistant",
 }  # fmt: skip
 CALL_ROLES = frozenset({"function_call", "tool_call"})
 SUGGESTED_ROLES: Mapping[str, str] = {**SHAREGPT_ROLES, "bot": "assistant", "ai": "assistant", "prompter": "user"}
 
 
-def parse_turn(raw: Any, number: int, roles: Mapping[str, str], fixes: set[str]) -> Message:
-    """One message object, role/content or from/value. `fixes` collects codes. Raises RowError naming the message."""
+def parse_turns(raw: Any, number: int, roles: Mapping[str, str], fixes: set[str]) -> list[Message]:
+    """One message object, role/content or from/value: one message, or several where tool results stand in a user's
+    content. `fixes` collects codes. Raises RowError naming the message."""
     where = f"message {number}"
     if not isinstance(raw, dict):
         raise RowError("bad_messages", f"{where} is {json_type(raw)}, not an object with role and content")
-    role_key = "role" if raw.get("role") is not None else "from" if raw.get("from") is not None else None
+    role_key = next((key for key in ROLE_KEYS if raw.get(key) is not None), None)
     if role_key is None:
         raise RowError("bad_role", f"{where} has no role")
     spelled = raw[role_key]
     role = _role(spelled, where, roles, fixes)
     weight = _turn_weight(raw, where)
-    calls = _tool_calls(raw.get("tool_calls"), where) if role == "assistant" else ()
-    content = raw.get("content") if "content" in raw else raw.get("value")
+    calls = _calls(raw, where) if role == "assistant" else ()
+    held = raw.get(next((key for key in CONTENT_KEYS if key in raw), ""))
     if isinstance(spelled, str) and spelled.lower() in CALL_ROLES:
-        calls, content = _tool_calls(content, where), ""
+        calls, held = parse_tool_calls(held, where), ""
     reasoning = _optional_text(raw, ("reasoning_content", "reasoning", "thinking"), where, fixes)
-    text = _content_text(content, where, fixes) if content is not None else None
-    if text is None and not calls:
-        present = "content" in raw or "value" in raw
+    content = parse_content(held, where, fixes) if held is not None else None
+    if content is None and not calls:
+        present = any(key in raw for key in CONTENT_KEYS)
         raise RowError("null_content" if present else "missing_content", f"{where} ({role}) has no content")
-    parts: tuple[Part, ...] = (TextPart(text=text),) if text else ()
+    content = content or Content()
+    if role != "assistant" and any(isinstance(part, ToolCall) for part in content.parts):
+        raise RowError("bad_tool_call", f"{where}: a tool call of the {role}; only the assistant calls tools")
     name = raw.get("name")
     call_id = raw.get("tool_call_id") or raw.get("call_id")
-    return Message(
-        role=cast(Role, role), parts=parts + calls, weight=weight,
-        reasoning=reasoning if role == "assistant" else None,
+    message = Message(
+        role=cast(Role, role), parts=(*content.parts, *calls), weight=weight,
+        reasoning=(reasoning or content.reasoning) if role == "assistant" else None,
         name=name if isinstance(name, str) else None, call_id=call_id if isinstance(call_id, str) else None,
     )  # fmt: skip
+    if not content.results:
+        return [message]
+    results = [
+        Message(role="tool", parts=(TextPart(text=text),) if text else (), call_id=result_id)
+        for result_id, text in content.results
+    ]
+    return [*results, message] if message.parts else results
+
+
+def _calls(raw: dict[str, Any], where: str) -> tuple[ToolCall, ...]:
+    calls = parse_tool_calls(raw.get("tool_calls"), where)
+    return calls or parse_tool_calls(raw.get("function_call"), where)
 
 
 def _role(spelled: Any, where: str, roles: Mapping[str, str], fixes: set[str]) -> str:
     if not isinstance(spelled, str):
         raise RowError("bad_role", f"{where}: the role is {json_type(spelled)}, not a string")
     key = spelled.strip().lower()
+    if key not in roles and key in SHAREGPT_ROLES:
+        fixes.add("role_normalised")
+        return SHAREGPT_ROLES[key]
     if key not in roles:
         close = SUGGESTED_ROLES.get(key) or next(iter(difflib.get_close_matches(key, roles, n=1)), None)
         hint = f"; did you mean {close!r}?" if close else f"; known are {', '.join(sorted(set(roles.values())))}"
@@ -94,13 +117,6 @@ def _turn_weight(raw: dict[str, Any], where: str) -> float | None:
     return 0.0 if train is False else None
 
 
-def clean_text(text: str, fixes: set[str]) -> str:
-    if "\0" in text:
-        fixes.add("nul_removed")
-        return text.replace("\0", "")
-    return text
-
-
 def _optional_text(raw: dict[str, Any], keys: tuple[str, ...], where: str, fixes: set[str]) -> str | None:
     for key in keys:
         value = raw.get(key)
@@ -111,71 +127,13 @@ def _optional_text(raw: dict[str, Any], keys: tuple[str, ...], where: str, fixes
     return None
 
 
-def _content_text(content: Any, where: str, fixes: set[str]) -> str:
-    """A string, or a list of text parts, which are joined as they stand."""
-    if isinstance(content, str):
-        return clean_text(content, fixes)
-    if not isinstance(content, list):
-        raise RowError("bad_content_type", f"{where}: content is {json_type(content)}, not a string or a list of parts")
-    texts: list[str] = []
-    for part in content:
-        if isinstance(part, str):
-            texts.append(part)
-        elif isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
-            texts.append(part["text"])
-        else:
-            kind = part.get("type") if isinstance(part, dict) else json_type(part)
-            reason = f"{where}: a part of type {str(kind)[:30]!a}; only text parts can be trained in this release"
-            raise RowError("bad_content_type", reason)
-    return clean_text("".join(texts), fixes)
-
-
-def _tool_calls(raw: Any, where: str) -> tuple[ToolCall, ...]:
-    """Calls as OpenAI writes them ({"function": {"name", "arguments"}}) or bare; arguments as object or JSON text."""
-    if isinstance(raw, str):
-        raw = _json_in_text(raw, f"{where}: the tool call")
-    if raw is None:
-        return ()
-    calls: list[ToolCall] = []
-    for item in raw if isinstance(raw, list) else [raw]:
-        call = item.get("function", item) if isinstance(item, dict) else None
-        if not isinstance(call, dict) or not isinstance(call.get("name"), str) or not call["name"]:
-            raise RowError("bad_tool_call", f"{where}: a tool call needs a name and arguments")
-        arguments = call.get("arguments", call.get("parameters"))
-        if isinstance(arguments, str):
-            arguments = _json_in_text(arguments, f"{where}: the arguments of {call['name'][:40]!a}")
-        if not isinstance(arguments, dict | None):
-            raise RowError("bad_tool_call", f"{where}: the arguments of a tool call are an object of named values")
-        call_id = item.get("id")
-        calls.append(ToolCall(name=call["name"], arguments=arguments or {}, call_id=call_id if call_id else None))
-    return tuple(calls)
-
-
-def _json_in_text(text: str, what: str) -> Any:
-    try:
-        return parse_json(text)
-    except RowError as problem:
-        raise RowError("bad_tool_call", f"{what}: not JSON ({problem.reason})") from None
-
-
-def parse_tools(raw: Any) -> tuple[dict[str, Any], ...]:
-    """The row's `tools` column: a list of objects, or the same as JSON text."""
-    if isinstance(raw, str) and raw.strip():
-        raw = _json_in_text(raw, "the tools column")
-    if raw is None or raw == "":
-        return ()
-    tools = raw if isinstance(raw, list) else [raw]
-    for tool in tools:
-        if not isinstance(tool, dict):
-            raise RowError("bad_tools", f"a tool is described by an object; this one is {json_type(tool)}")
-    return tuple(tools)
-
-
 def ordered_turns(messages: list[Message], fixes: set[str]) -> tuple[Message, ...]:
     """The messages as templates expect them: system first, turns alternating, an assistant turn last.
 
     Raises RowError where that would need a guess.
     """
+    if _in_order(messages):
+        return tuple(messages)
     messages = _without_empty(messages, fixes)
     messages = _joined(messages, fixes)
     num_system = 1 if messages and messages[0].role == "system" else 0
@@ -197,10 +155,25 @@ def ordered_turns(messages: list[Message], fixes: set[str]) -> tuple[Message, ..
     return tuple(messages)
 
 
+def _in_order(messages: list[Message]) -> bool:
+    """Whether there is nothing to mend and nothing to check further: plain turns by turns, the assistant last."""
+    expected = "user"
+    for number, message in enumerate(messages):
+        if message.role != expected and (number or message.role != "system"):
+            return False
+        if len(message.parts) != 1 or not isinstance(part := message.parts[0], TextPart) or not part.text.strip():
+            return False
+        if number or message.role != "system":
+            expected = "assistant" if expected == "user" else "user"
+    return expected == "user" and len(messages) > 1
+
+
 def _without_empty(messages: list[Message], fixes: set[str]) -> list[Message]:
     kept: list[Message] = []
     for number, message in enumerate(messages, start=1):
-        if message.text.strip() or message.tool_calls or message.role == "tool":
+        if message.text.strip() or message.role == "tool" or any(
+            not isinstance(part, TextPart) for part in message.parts
+        ):  # fmt: skip
             kept.append(message)
         elif message.role == "system":
             fixes.add("empty_system_dropped")
@@ -219,8 +192,14 @@ def _joined(messages: list[Message], fixes: set[str]) -> list[Message]:
             raise RowError("consecutive_assistant", "two assistant turns in a row; which one answers cannot be told")
         else:
             fixes.add("turns_joined")
-            joined[-1] = replace(before, parts=(TextPart(text=f"{before.text}\n\n{message.text}"),))
+            joined[-1] = replace(before, parts=_with_blank_line(before.parts, message.parts))
     return joined
+
+
+def _with_blank_line(before: tuple[Part, ...], after: tuple[Part, ...]) -> tuple[Part, ...]:
+    if before and after and isinstance(last := before[-1], TextPart) and isinstance(first := after[0], TextPart):
+        return (*before[:-1], TextPart(text=f"{last.text}\n\n{first.text}"), *after[1:])
+    return (*before, *after)
 
 
 def _check_tools(messages: list[Message]) -> None:

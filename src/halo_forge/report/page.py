@@ -15,6 +15,8 @@ from markupsafe import Markup
 from halo_forge.report import wording
 from halo_forge.report.answers import FIRST_SHOWN, side_by_side
 from halo_forge.report.charts import interval_row, length_strip, loss_chart, rate_chart
+from halo_forge.report.data_charts import small_share
+from halo_forge.report.data_section import data_part
 from halo_forge.report.read_run import RunFiles, read_run
 from halo_forge.report.sections import (
     banner,
@@ -23,6 +25,7 @@ from halo_forge.report.sections import (
     fingerprints,
     headline,
     mask_views,
+    next_lines,
     reproduce_lines,
     stages,
     training_facts,
@@ -34,20 +37,23 @@ TEMPLATES = "templates"
 MAX_MASKS_SHOWN = 6
 
 
-def write_report(run: RunDirectory) -> Path:
+def write_report(run: RunDirectory, holdout_uses: str = "") -> Path:
     """Write report.html from the records that are there, also for a run that has not finished or has failed.
-    Raises OSError only where the file cannot be written."""
+
+    holdout_uses  a sentence on how often this holdout was looked at, where somebody counts that
+    Raises OSError only where the file cannot be written.
+    """
     path = run.file("report.html")
-    write_atomic(path, render_report(run))
+    write_atomic(path, render_report(run, holdout_uses))
     return path
 
 
-def render_report(run: RunDirectory) -> str:
+def render_report(run: RunDirectory, holdout_uses: str = "") -> str:
     files = read_run(run)
-    return _environment().get_template("report.html.j2").render(_content(files))
+    return _environment().get_template("report.html.j2").render(_content(files, holdout_uses))
 
 
-def _content(files: RunFiles) -> dict[str, Any]:
+def _content(files: RunFiles, holdout_uses: str) -> dict[str, Any]:
     style = _style()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     comparisons = files.evaluation.comparisons if files.evaluation else ()
@@ -58,6 +64,10 @@ def _content(files: RunFiles) -> dict[str, Any]:
         "form-action 'none'",
         "files": files,
         "name": files.path.resolve().name,
+        "is_data_only": files.is_data_only,
+        "data": data_part(files, holdout_uses),
+        "next_lines": next_lines(files),
+        "step": {anchor: place for place, anchor in enumerate(_anchors(files), start=1)},
         "stages": stages(files),
         "banner": banner(files),
         "headline": headline(files),
@@ -78,6 +88,12 @@ def _content(files: RunFiles) -> dict[str, Any]:
     }
 
 
+def _anchors(files: RunFiles) -> tuple[str, ...]:
+    """The sections of the page. Before anything was trained, what has not begun is one section, not four."""
+    later = ("next",) if files.is_data_only else ("training", "evaluation", "gate")
+    return ("data", "masks", *later, "release", "reproduce")
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -93,6 +109,7 @@ def _environment() -> Environment:
         "outcome", "plural", "share", "size",
     ):  # fmt: skip
         environment.filters[name] = getattr(wording, name)
+    environment.filters["small_share"] = small_share
     environment.globals["DIRECTIONS"] = wording.DIRECTIONS
     return environment
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +15,10 @@ from typing import Any, TypeGuard, TypeVar
 
 from halo_forge.artifacts import Artifact, EvalReport, GateDecision, PreparedData, Release, TrainedModel
 from halo_forge.errors import DataError
+from halo_forge.report.ledger_digest import LedgerDigest, read_ledger
 from halo_forge.runs import RunDirectory, read_artifact
 
 ArtifactType = TypeVar("ArtifactType", bound=Artifact)
-
-MAX_LEDGER_SAMPLES = 14
-MAX_LEDGER_SAMPLES_PER_CODE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +63,6 @@ class AnsweredItem:
     tuned: GivenAnswer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerRow:
-    place: str  # file:line
-    action: str
-    code: str
-    reason: str
-    excerpt: str
-
-
 @dataclass(slots=True, kw_only=True)
 class RunFiles:
     path: Path
@@ -87,8 +75,15 @@ class RunFiles:
     metrics: Metrics = field(default_factory=Metrics)
     masks: list[MaskSample] = field(default_factory=list)
     answers: list[AnsweredItem] = field(default_factory=list)
-    ledger: list[LedgerRow] = field(default_factory=list)
+    ledger: LedgerDigest = field(default_factory=LedgerDigest)
     problems: list[str] = field(default_factory=list)
+
+    @property
+    def is_data_only(self) -> bool:
+        """Rows were read and nothing was done with them yet, not even something that left an unreadable record."""
+        later = ("trained.json", "metrics.jsonl", "eval/report.json", "gate.json", "release.json")
+        has_rows = self.prepared is not None or self.ledger.is_there
+        return has_rows and not any((self.path / name).exists() for name in later)
 
 
 def read_run(run: RunDirectory) -> RunFiles:
@@ -103,7 +98,7 @@ def read_run(run: RunDirectory) -> RunFiles:
     files.metrics = read_metrics(run.file("metrics.jsonl"), files.problems)
     files.masks = _read_masks(run.file("data/mask_samples.json"), files.problems)
     files.answers = _read_answers(run.file("eval/answers.jsonl"), files.problems)
-    files.ledger = _ledger_samples(run.file("data/ledger.jsonl"), files.problems)
+    files.ledger = read_ledger(run.file("data/ledger.jsonl"), files.problems)
     return files
 
 
@@ -223,25 +218,3 @@ def _answer(row: dict[str, Any]) -> GivenAnswer:
         num_tokens=int(row.get("num_tokens", 0)),
         scores=scores,
     )
-
-
-def _ledger_samples(path: Path, problems: list[str]) -> list[LedgerRow]:
-    """A few rows of every reason, dropped ones first; the ledger itself may have millions."""
-    samples: list[LedgerRow] = []
-    taken: Counter[str] = Counter()
-    for row in _lines(path, problems):
-        action, code = str(row.get("action")), str(row.get("code") or "")
-        if action not in ("dropped", "fixed") or taken[code] >= MAX_LEDGER_SAMPLES_PER_CODE:
-            continue
-        taken[code] += 1
-        samples.append(
-            LedgerRow(
-                place=f"{row.get('file')}:{row.get('line')}",
-                action=action,
-                code=code,
-                reason=str(row.get("reason") or ""),
-                excerpt=str(row.get("excerpt") or ""),
-            )
-        )
-    samples.sort(key=lambda row: row.action)
-    return samples[:MAX_LEDGER_SAMPLES]

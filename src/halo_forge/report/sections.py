@@ -9,15 +9,17 @@ from typing import Any, Literal
 
 import yaml
 
-from halo_forge.artifacts import Comparison, RuleResult
+from halo_forge.artifacts import Comparison, PreparedData, RuleResult
 from halo_forge.report.answers import DECISIVE_METRICS
 from halo_forge.report.read_run import MaskSample, RunFiles
+from halo_forge.report.row_totals import data_verdict, data_warnings
 from halo_forge.report.wording import compact, count, duration, label_of, metric_value, number, plural, share, size
 
 Tone = Literal["pass", "fail", "wait", "none"]
 MAX_REASONS_IN_BANNER = 5
 MASK_HEAD_TOKENS = 160
 MASK_TAIL_TOKENS = 300
+MAX_SOURCES_HASHED = 40
 TONES: dict[str, Tone] = {"PASS": "pass", "FAIL": "fail", "INCONCLUSIVE": "wait"}
 
 
@@ -48,6 +50,7 @@ class Banner:
     reasons: tuple[Reason, ...]
     num_reasons_hidden: int
     is_forced: bool
+    label: str = "Verdict"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +88,9 @@ class Setting:
 
 
 def stages(files: RunFiles) -> tuple[StageLink, ...]:
+    if files.is_data_only:
+        found = [("data", "Data", files), ("masks", "What is trained", files.masks), ("next", "Next", None)]
+        return tuple(StageLink(anchor=a, title=title, state="done" if record else "open") for a, title, record in found)
     found = [
         ("data", "Data", files.prepared),
         ("masks", "What is trained", files.masks),
@@ -98,6 +104,8 @@ def stages(files: RunFiles) -> tuple[StageLink, ...]:
 
 def banner(files: RunFiles) -> Banner:
     decision = files.decision
+    if files.is_data_only:
+        return _data_banner(files)
     if decision is None:
         return Banner(
             tone="none",
@@ -123,6 +131,26 @@ def banner(files: RunFiles) -> Banner:
         reasons=tuple(_reason(rule) for rule in told[:MAX_REASONS_IN_BANNER]),
         num_reasons_hidden=max(0, len(told) - MAX_REASONS_IN_BANNER),
         is_forced=files.release is not None and files.release.forced,
+    )
+
+
+def _data_banner(files: RunFiles) -> Banner:
+    train = files.prepared.splits.get("train") if files.prepared else None
+    warnings = data_warnings(files)
+    tone: Tone = "fail" if not train or not train.rows else "wait" if warnings else "pass"
+    title = {
+        "pass": "Ready to train",
+        "wait": "Ready to train, with a warning",
+        "fail": "Stopped before anything was prepared" if train is None else "Nothing to train on",
+    }[tone]
+    return Banner(
+        tone=tone,
+        title=title,
+        lead=" ".join((data_verdict(files), *warnings)),
+        reasons=(),
+        num_reasons_hidden=0,
+        is_forced=False,
+        label="Data",
     )
 
 
@@ -159,10 +187,7 @@ def headline(files: RunFiles) -> tuple[Tile, ...]:
                 )
             )
     if files.prepared is not None and "train" in files.prepared.splits:
-        split = files.prepared.splits["train"]
-        tiles.append(
-            Tile(label="Trained on", value=f"{count(split.rows)} rows", note=f"{count(split.supervised_tokens)} tokens")
-        )
+        tiles += _data_tiles(files.prepared, files.is_data_only)
     if files.trained is not None:
         trained = files.trained
         tiles.append(
@@ -173,6 +198,35 @@ def headline(files: RunFiles) -> tuple[Tile, ...]:
             )
         )
     return tuple(tiles)
+
+
+def _data_tiles(prepared: PreparedData, is_data_only: bool) -> list[Tile]:
+    split = prepared.splits["train"]
+    if not is_data_only:
+        note = f"{count(split.supervised_tokens)} tokens"
+        return [Tile(label="Trained on", value=f"{count(split.rows)} rows", note=note)]
+    unseen = [f"{count(part.rows)} {name}" for name, part in prepared.splits.items() if name != "train"]
+    trained_share = share(split.supervised_tokens / max(split.tokens, 1), 0)
+    tiles = [
+        Tile(label="To train on", value=plural(split.rows, "row"), note=", ".join(unseen)),
+        Tile(label="Training tokens", value=compact(split.tokens), note=f"{trained_share} of them trained"),
+    ]
+    if {"p50", "max"} <= set(prepared.token_lengths):
+        longest = f"longest {count(prepared.token_lengths['max'])}, limit {count(prepared.max_seq_length)}"
+        tiles.append(Tile(label="Usual length", value=f"{count(prepared.token_lengths['p50'])} tokens", note=longest))
+    if prepared.prepare_time_s > 0:
+        rate = sum(source.read for source in prepared.sources) / prepared.prepare_time_s
+        tiles.append(
+            Tile(label="Prepared in", value=duration(prepared.prepare_time_s), note=f"{number(rate)} rows a second")
+        )
+    return tiles
+
+
+def next_lines(files: RunFiles) -> tuple[str, ...]:
+    """The command that goes on from prepared rows, where the configuration was recorded."""
+    if files.prepared is None or not (files.path / "config.resolved.yaml").is_file():
+        return ()
+    return (f"halo-forge run {shlex.quote(str(files.path / 'config.resolved.yaml'))}",)
 
 
 def _headline_rows(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -263,7 +317,11 @@ def fingerprints(files: RunFiles) -> tuple[tuple[str, str], ...]:
     """(what, sha256) along the pipeline: each was made from the ones before it."""
     rows: list[tuple[str, str]] = []
     if files.prepared is not None:
-        rows += [(f"source {source.path}", source.sha256) for source in files.prepared.sources]
+        sources = files.prepared.sources
+        rows += [(f"source {source.path}", source.sha256) for source in sources[:MAX_SOURCES_HASHED]]
+        if len(sources) > MAX_SOURCES_HASHED:
+            told = f"{len(sources) - MAX_SOURCES_HASHED} more sources"
+            rows.append((told, "in data/manifest.json"))
         rows += [(f"{name} split", split.sha256) for name, split in files.prepared.splits.items()]
         rows += [
             ("chat template", files.prepared.template_sha256),

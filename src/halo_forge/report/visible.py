@@ -53,6 +53,16 @@ def clip(text: str, num_chars: int, num_lines: int = 28) -> Clipped:
     return Clipped(kept, len(text) - len(kept))
 
 
+def cut(text: str, num_chars: int) -> str:
+    """At most `num_chars` characters; a cut is shown as one."""
+    return text if len(text) <= num_chars else text[: num_chars - 1] + "…"
+
+
+def cut_path(place: str, num_chars: int = 120) -> str:
+    """The end of a long path, where file name and line stand."""
+    return place if len(place) <= num_chars else "…" + place[1 - num_chars :]
+
+
 @dataclass(frozen=True, slots=True)
 class Difference:
     """A text in three parts; only the middle one differs from the text that it was held against."""

@@ -110,7 +110,8 @@ def learning_rate(value: float) -> str:
 
 
 def plural(value: float, noun: str) -> str:
-    return f"{number(value, 6)} {noun}" if value == 1 else f"{number(value, 6)} {noun}s"
+    told = f"{value:,.0f}" if float(value).is_integer() else number(value, 6)
+    return f"{told} {noun}" if value == 1 else f"{told} {noun}s"
 
 
 def duration(seconds: float) -> str:

@@ -25,6 +25,7 @@ from halo_forge.chat import (
     write_conversations,
     write_examples,
 )
+from halo_forge.chat.store import ExampleWriter
 from halo_forge.errors import DataError
 
 TEXT = st.text(max_size=20)  # surrogates and control characters included
@@ -112,10 +113,10 @@ def test_examples_come_back_whole(tmp_path: Path) -> None:
         example([2**31 - 1, 0], [0, 2], "b"),
         example(list(range(1000)), [0] + [0.1] * 999, "é\n"),
     ]
-    path = tmp_path / "a.parquet"
+    path = tmp_path / "a.arrow"
     digest = write_examples(path, iter(rows))
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert write_examples(tmp_path / "b.parquet", rows) == digest
+    assert write_examples(tmp_path / "b.arrow", rows) == digest
     store = read_examples(path)
     assert len(store) == 3
     for index, row in enumerate(rows):
@@ -133,43 +134,53 @@ def test_examples_come_back_whole(tmp_path: Path) -> None:
             store[index]
 
 
-def test_examples_can_be_shared_with_torch_without_a_warning(tmp_path: Path) -> None:
-    import torch
+def test_arrays_are_views_of_the_file_that_nobody_can_change(tmp_path: Path) -> None:
+    from halo_forge.train.batches import examples_to_batch
 
-    write_examples(tmp_path / "a.parquet", [example([1, 2], [0, 1])])
-    assert torch.from_numpy(read_examples(tmp_path / "a.parquet")[0].input_ids).tolist() == [1, 2]
+    write_examples(tmp_path / "a.arrow", [example([1, 2], [0, 1])])
+    found = read_examples(tmp_path / "a.arrow")[0]
+    with pytest.raises(ValueError, match="read-only"):
+        found.input_ids[0] = 3
+    assert examples_to_batch([found]).input_ids.tolist() == [[1, 2]], "and torch does not warn about them"
 
 
 def test_no_examples_is_an_empty_store(tmp_path: Path) -> None:
-    write_examples(tmp_path / "a.parquet", [])
-    store = read_examples(tmp_path / "a.parquet")
+    write_examples(tmp_path / "a.arrow", [])
+    store = read_examples(tmp_path / "a.arrow")
     assert len(store) == 0
     assert store.lengths.tolist() == store.num_supervised.tolist() == []
 
 
-def test_many_row_groups_read_as_one(tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
+def test_many_batches_read_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("halo_forge.chat.store.EXAMPLES_PER_BATCH", 7)
+    rows = [example([n] * (n + 2), [0, *([0] * (n % 2)), *([1] * (n + 1 - n % 2))], str(n)) for n in range(1, 51)]
+    write_examples(tmp_path / "a.arrow", rows)
+    store = read_examples(tmp_path / "a.arrow")
+    assert [store[n].input_ids.tolist() for n in range(50)] == [[n] * (n + 2) for n in range(1, 51)]
+    assert store.lengths.tolist() == [n + 2 for n in range(1, 51)]
+    assert store.num_supervised.tolist() == [row.num_supervised_tokens for row in rows]
 
-    rows = [example([n, n + 1], [0, 1], str(n)) for n in range(50)]
-    write_examples(tmp_path / "a.parquet", rows)
-    pq.write_table(pq.read_table(tmp_path / "a.parquet"), tmp_path / "b.parquet", row_group_size=7)
-    store = read_examples(tmp_path / "b.parquet")
-    assert [store[n].input_ids.tolist() for n in range(50)] == [[n, n + 1] for n in range(50)]
-    assert store.num_supervised.sum() == 50
+
+def test_a_file_that_was_not_finished_counts_for_nothing(tmp_path: Path) -> None:
+    writer = ExampleWriter(tmp_path / "a.arrow")
+    assert not (tmp_path / "a.arrow").exists()
+    writer.abandon()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_foreign_files_are_told(tmp_path: Path) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     with pytest.raises(DataError, match="no examples here"):
-        read_examples(tmp_path / "none.parquet")
+        read_examples(tmp_path / "none.arrow")
     with pytest.raises(DataError, match="no conversations here"):
         read_conversations(tmp_path / "none.jsonl")
-    (tmp_path / "text.parquet").write_text("hello")
-    with pytest.raises(DataError, match="not a Parquet file"):
-        read_examples(tmp_path / "text.parquet")
-    pq.write_table(pa.table({"input_ids": [1, 2]}), tmp_path / "other.parquet")
+    (tmp_path / "text.arrow").write_text("hello")
+    with pytest.raises(DataError, match="not an Arrow file"):
+        read_examples(tmp_path / "text.arrow")
+    table = pa.table({"input_ids": [1, 2]})
+    with pa.OSFile(str(tmp_path / "other.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
     with pytest.raises(DataError, match="does not hold examples") as error:
-        read_examples(tmp_path / "other.parquet")
+        read_examples(tmp_path / "other.arrow")
     assert "loss_weights: list<" in str(error.value.expected)

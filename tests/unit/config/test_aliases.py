@@ -269,10 +269,36 @@ def test_what_is_so_already_is_accepted_and_told(load: Load, line: str, because:
         ("special_tokens: {eos_token: x}", "setting eos_token", "own tokens", 29),
         ("chat_template: chatml", "own chat template", "remove", 16),
         ("resume_from_checkpoint: runs/x/checkpoint-5", "not part of the configuration", "--resume", 25),
-        ("dataset: identity,alpaca_en_demo", "several data sets", "one", 10),
+        (
+            "dataset: [{_component_: torchtune.datasets.preference_dataset, source: a/b}]",
+            "preference_dataset",
+            "chat_dataset",
+            25,
+        ),
+        (
+            "dataset: [{_component_: torchtune.datasets.chat_dataset, source: a/b, new_system_prompt: x}]",
+            "new_system_prompt",
+            "source",
+            90,
+        ),
+        ("mix_strategy: interleave_over", "repeats rows", "interleave_under", 15),
+        ("stopping_strategy: all_exhausted", "repeats rows", "interleave_under", 20),
+        ("dataset_mixer: {a/b: 0.5}", "the fraction 0.5", "max_rows", 22),
+        ("dataset_mixture: {datasets: [{id: a/b, config: x}]}", "config of a data set", "id and weight", 48),
+        ("dataset_mixture: {datasets: [{id: a/b, weight: 0.2}]}", "the fraction 0.2", "max_rows", 48),
+        (
+            "datasets: [{path: json, data_files: [a.jsonl, b.jsonl], fraction: 0.5}]",
+            "one fraction for several",
+            "each",
+            67,
+        ),
         ("data: {type: chat_template.argilla}", "data set type", "chat_template", 14),
-        ("datasets: [{path: a.jsonl, type: alpaca}, {path: b.jsonl, type: sharegpt}]", "data.format: auto", "type", 43),
-        ("datasets: [{path: a/b}, {path: c/d}]", "more than one data set", "one", 11),
+        (
+            "test_datasets: [{path: a.jsonl, type: alpaca}, {path: b.jsonl, type: sharegpt}]",
+            "one local file",
+            "data.validation_file",
+            16,
+        ),
         ("datasets: [{path: a.jsonl, shards: 3}]", "shards of a data set", "path and type", 36),
         ("datasets: [{path: a.jsonl, split: test}]", "split: test", "split: train", 35),
         ("lr_scheduler_kwargs: {min_lr: 1e-6}", "min_lr", "min_lr_ratio", 31),
@@ -314,3 +340,92 @@ def test_other_names_with_impossible_values(load: Load, text: str, message: str)
 
 def test_two_names_for_one_value_that_agree_are_accepted(load: Load) -> None:
     assert changed(load("max_length: 64\nsequence_len: 64")) == {"data.max_seq_length": 64}
+
+
+# ------------------------------------------------------------------------------------------------ several data sets
+
+
+@pytest.mark.parametrize(
+    ("text", "sources"),
+    [
+        (
+            "datasets: [{path: a.jsonl, type: alpaca}, {path: b.jsonl, type: sharegpt}, {path: c/d}]",
+            [{"path": "a.jsonl", "format": "instruction"}, {"path": "b.jsonl", "format": "sharegpt"},
+             {"dataset": "c/d"}],
+        ),
+        ("datasets: [{path: a/b}, {path: c/d}]", [{"dataset": "a/b"}, {"dataset": "c/d"}]),
+        (
+            "datasets: [{path: a/b, fraction: 0.8}, {path: c.jsonl, split: train, fraction: 0.2}]",
+            [{"dataset": "a/b", "share": 0.8}, {"path": "c.jsonl", "share": 0.2}],
+        ),
+        ("dataset: identity,alpaca_en_demo", [{"dataset": "identity"}, {"dataset": "alpaca_en_demo"}]),
+        ("dataset: [a/b#500, c.jsonl]", [{"dataset": "a/b", "max_rows": 500}, {"path": "c.jsonl"}]),
+        (
+            "dataset: a,b\nmix_strategy: interleave_under\ninterleave_probs: 0.7,0.3",
+            [{"dataset": "a", "share": 0.7}, {"dataset": "b", "share": 0.3}],
+        ),
+        (
+            "interleave_prob: [3, 1]\nstopping_strategy: first_exhausted\ndataset: [a, b]",
+            [{"dataset": "a", "share": 3.0}, {"dataset": "b", "share": 1.0}],
+        ),
+        ("dataset: a,b\nmix_strategy: interleave_under",
+         [{"dataset": "a", "share": 1.0}, {"dataset": "b", "share": 1.0}]),
+        ("dataset: a,b\nmix_strategy: concat", [{"dataset": "a"}, {"dataset": "b"}]),
+        ("dataset_mixer_list: [a/b, 1.0, c/d, 5000]", [{"dataset": "a/b"}, {"dataset": "c/d", "max_rows": 5000}]),
+        ("dataset_mixer: {a/b: 1.0, c.jsonl: 7}", [{"dataset": "a/b"}, {"path": "c.jsonl", "max_rows": 7}]),
+        (
+            "dataset_mixture: {datasets: [{id: a/b, split: train, weight: 1.0}, {id: c/d, weight: 300}], seed: 0}",
+            [{"dataset": "a/b"}, {"dataset": "c/d", "max_rows": 300}],
+        ),
+        (
+            "dataset:\n- {_component_: torchtune.datasets.chat_dataset, source: a/b, conversation_style: sharegpt}\n"
+            "- {_component_: torchtune.datasets.text_completion_dataset, source: json, data_files: t.json}",
+            [{"dataset": "a/b", "format": "sharegpt"}, {"path": "t.json", "format": "text"}],
+        ),
+        ("data: {sources: [{path: a.jsonl, format: alpaca}, {path: b.jsonl, format: openai}]}",
+         [{"path": "a.jsonl", "format": "instruction"}, {"path": "b.jsonl", "format": "messages"}]),
+    ],
+)  # fmt: skip
+def test_several_data_sets_are_sources(load: Load, text: str, sources: list[dict[str, Any]]) -> None:
+    found = load(text).config.data.sources
+    assert found is not None
+    assert [source.model_dump(exclude_defaults=True) for source in found] == sources
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("dataset_mixer: {a/b: 1.0}", {"data.dataset": "a/b"}),
+        ("dataset: {_component_: torchtune.datasets.alpaca_dataset}",
+         {"data.dataset": "tatsu-lab/alpaca", "data.format": "instruction"}),
+        ("dataset: [a.jsonl, b.jsonl]", {"data.train_file": ["a.jsonl", "b.jsonl"]}),
+        ("dataset: a\nmix_strategy: interleave_under", {"data.dataset": "a"}),
+        ("datasets: [{path: a/b}]\ntest_split_size: 0.2", {"data.dataset": "a/b", "data.validation_split": 0.2}),
+        ("dataset_mixture: {datasets: [{id: a/b}], test_split_size: 0.2}",
+         {"data.dataset": "a/b", "data.validation_split": 0.2}),
+    ],
+)  # fmt: skip
+def test_what_one_key_can_say_needs_no_sources(load: Load, text: str, expected: dict[str, Any]) -> None:
+    assert changed(load(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dataset: a,b\ninterleave_probs: 0.7,0.2,0.1", "holds 3 weights and the data sets are 2"),
+        ("dataset: a\ninterleave_probs: '1.0'", "holds 1 weights and the data sets are 0"),
+        ("dataset: a,b\ninterleave_probs: 0.7,0", "a number above 0 for each data set"),
+        ("dataset: a,b\ninterleave_probs: [0.7, x]", "a number above 0 for each data set"),
+        ("dataset: a#x", "the name of a data set"),
+        ("dataset: a#0,b", "the name of a data set"),
+        ("dataset: [a, 5]", "the name of a data set"),
+        ("dataset_mixer_list: [a/b, 1.0, c/d]", "a fraction or a number of its rows"),
+        ("dataset_mixer: {a/b: -1}", "a fraction or a number of rows above 0"),
+        ("datasets: [{path: a/b, fraction: 0}]", "fraction is a number above 0"),
+    ],
+)
+def test_mixes_that_do_not_add_up(load: Load, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    (problem,) = caught.value.problems
+    assert message in problem.message

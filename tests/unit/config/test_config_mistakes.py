@@ -256,6 +256,89 @@ def test_switches_take_the_words_of_yaml_1_1(write: Write, word: str) -> None:
     assert len(resolved.notices) == 1
 
 
+# ------------------------------------------------------------------------------------------------ entries and parts
+
+SOURCES = """\
+data:
+  sources:
+    - path: a.jsonl
+      shre: 1
+    - {path: a, dataset: b}
+    - name: x
+    - {path: c, share: 0, max_rows: 1.5}
+    - foo.jsonl
+    - {path: d, weight: 3}
+    - {path: e, format: segmnts}
+"""
+
+
+@pytest.mark.parametrize(
+    ("message", "place", "suggestion"),
+    [
+        ("source 1 of data.sources: shre is not a key of a source", "4:7", "did you mean share?"),
+        ("source 2 of data.sources: a source has either a path or a dataset", "5:7", "keep one of the two"),
+        ("source 3 of data.sources: a source has either a path or a dataset", "6:7", "path: FILE, or dataset: NAME"),
+        ("source 4 of data.sources: share must be a number above 0, or null; found 0", "7:24", None),
+        ("source 4 of data.sources: max_rows must be a whole number of at least 1, or null; found 1.5", "7:37", None),
+        ("source 5 of data.sources must be a mapping with path, dataset", "8:7",
+         "{path: foo.jsonl}, or {dataset: foo.jsonl}"),
+        ("source 6 of data.sources: weight is not a key of a source", "9:17",
+         "share (rows in the mix), or loss_weight (the lambda of an objective)"),
+        ("source 7 of data.sources: format must be one of auto, messages", "10:25", "did you mean segments?"),
+    ],
+)  # fmt: skip
+def test_every_wrong_source_has_its_own_place(write: Write, message: str, place: str, suggestion: str | None) -> None:
+    file = write(SOURCES)
+    problems = problems_of(file)
+    assert len(problems) == 8
+    (problem,) = [problem for problem in problems if problem.message.startswith(message)]
+    assert problem.where == f"{file}:{place}"
+    assert problem.suggestion == suggestion
+    assert "^" in str(problem.snippet)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "place"),
+    [
+        ("sources: []", "data.sources is an empty list", "2:12"),
+        ("sources: [{path: a, replay: true}, {dataset: b, replay: true}]", "every source is replay", "2:31"),
+        ("sources: [{path: a/b}, {path: a/./b}]", "source 2 of data.sources: a/./b is source 1 already", "2:33"),
+        ("sources: [{dataset: b}, {dataset: b}]", "b is source 1 already", "2:37"),
+        ("sources: [{dataset: b, name: x}, {dataset: c, name: x}]", "x is source 1 already", "2:55"),
+        ("sources: [{path: $HOME/a}]", "$HOME is not replaced by the environment's value", "2:20"),
+        ("sources: [{path: ''}]", "source 1 of data.sources: path is an empty text", "2:20"),
+        ("sources: [{path: models/sft/a.jsonl}]", "output.dir is the directory that these rows lie in", "2:20"),
+        ("sources: [{path: a}]\n  train_file: b", "sources replaces train_file and dataset", "2:12"),
+        ("sources: 5", "data.sources must be a list of sources (mappings with path, dataset, name", "2:12"),
+        ("policies: {pii_email: fixx}", "data.policies.pii_email must be one of keep, fix", "2:25"),
+        ("policies: [a]", "data.policies must be a mapping of names to one of keep, fix", "2:13"),
+        ("languages: [english]", "the text english is no language code", "2:14"),
+        ("languages: []", "no row could be kept", "2:14"),
+        ("split_by: ''", "data.split_by is an empty text", "2:13"),
+        ("mix_temperature: 0", "a number above 0; found 0", "2:20"),
+    ],
+)
+def test_mistakes_of_the_data_section(write: Write, text: str, words: str, place: str) -> None:
+    file = write(f"data:\n  {text}\n")
+    problem = only_problem(file)
+    assert words in problem.message
+    assert problem.where == f"{file}:{place}"
+
+
+def test_a_wrong_part_of_a_mapping_is_told_where_it_was_typed(write: Write) -> None:
+    file = write("data:\n  policies:\n    a: keepp\n    b: skip\n")
+    problems = problems_of(
+        file,
+        overrides=["data.policies.c=7", "data.policies.b=keep"],
+        environment={"HALO_FORGE__DATA__POLICIES__D": "drop"},
+    )
+    assert [(problem.where, problem.suggestion) for problem in problems] == [
+        (f"{file}:3:8", "did you mean keep?"),
+        ("environment HALO_FORGE__DATA__POLICIES__D", None),
+        ("--set data.policies.c", None),
+    ]
+
+
 # ------------------------------------------------------------------------------------------------ secrets
 
 SECRETS = [

@@ -103,6 +103,23 @@ def test_every_key_is_explained_once_in_order() -> None:
             assert parse_value(value, key) == resolved.config.to_dict()[section][leaf]
 
 
+def test_sources_and_policies_are_shown_as_they_were_meant(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    sources = "[{path: a.jsonl, share: 3, loss_weight: 1.0}, {dataset: b, replay: true}]"
+    path.write_text(f"data:\n  sources: {sources}\n")
+    resolved = load_config(path, overrides=["data.policies.pii_email=fix"], environment={})
+    shown = {key: (value, origin) for key, value, origin in explain_config(resolved)}
+    assert shown["data.sources"] == ("[{path: a.jsonl, share: 3.0}, {dataset: b, replay: true}]", f"{path}:2")
+    assert shown["data.policies"] == ("{pii_email: fix}", "--set")
+    path.write_text(config_to_yaml(resolved.config, resolved.origins))
+    assert load_config(path, environment={}).config == resolved.config
+    assert validator().is_valid({"data": {"sources": yaml.safe_load(sources), "policies": {"pii_email": "fix"}}})
+    wrong = {"data": {"sources": [{"path": "a", "shre": 1}]}}
+    assert not validator().is_valid(wrong)
+    entry = config_json_schema()["$defs"]["SourceEntry"]["properties"]
+    assert all(entry[key].get("description") for key in entry if key != "format")
+
+
 def test_every_key_has_a_meaning() -> None:
     assert [key for key, spec in KEYS.items() if not spec.meaning] == []
 

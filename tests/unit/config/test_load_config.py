@@ -203,3 +203,51 @@ def test_environment_of_this_process_is_untouched() -> None:
     before = dict(os.environ)
     load_config()
     assert dict(os.environ) == before
+
+
+def test_a_part_of_a_mapping_is_set_alone(write: Write) -> None:
+    file = write("data:\n  policies: {a: fix, b: skip}\n")
+    resolved = load(
+        file,
+        overrides=["data.policies.b=keep", "data.policies.c=fail", "data.policies.c=skip"],
+        environment={"HALO_FORGE__DATA__POLICIES__D": "quarantine", "HALO_FORGE__DATA__POLICIES__E": "keep"},
+    )
+    assert resolved.config.data.policies == {"a": "fix", "b": "keep", "c": "skip", "d": "quarantine", "e": "keep"}
+    assert resolved.origins["data.policies"] == (
+        f"{file}:2, environment HALO_FORGE__DATA__POLICIES__D, environment HALO_FORGE__DATA__POLICIES__E, --set"
+    )
+    assert resolved.notices == ("data.policies.c is set twice by --set: skip counts",)
+    whole = load(file, overrides=["data.policies={z: fix}"])
+    assert whole.config.data.policies == {"z": "fix"}
+
+
+@pytest.mark.parametrize(("flag", "value"), [("data.train_file", "rows.jsonl"), ("data.dataset", "metamath")])
+def test_rows_on_the_command_line_put_aside_the_sources_of_the_file(write: Write, flag: str, value: str) -> None:
+    file = write("data:\n  sources: [{path: a.jsonl}, {path: b.jsonl}]\n")
+    resolved = load(file, flags={flag: (value, "--rows")})
+    assert (resolved.config.data.sources, resolved.config.to_dict()["data"][flag.partition(".")[2]]) == (None, value)
+    assert resolved.notices == (f"--rows replaces data.sources ({file}:2)",)
+    back = load(write(f"data:\n  {flag.partition('.')[2]}: {value}\n"), overrides=["data.sources=[{path: a.jsonl}]"])
+    assert back.config.data.sources is not None
+    assert back.notices == (f"data.sources replaces {flag} ({file}:2)",)
+
+
+def test_keys_of_mixing_and_splitting_without_effect_are_told(write: Write) -> None:
+    resolved = load(
+        write(
+            "data:\n  mix_temperature: 2\n  split_by: user\n  validation_split: 0\n  holdout_file: h.jsonl\n"
+            "  sources: [{path: a.jsonl, share: 2}, {path: b.jsonl}]\n"
+        )
+    )
+    assert resolved.notices == (
+        "data.mix_temperature (line 2): not used, because fewer than two entries of data.sources have a share",
+        "data.split_by (line 3): not used, because no rows are split",
+    )
+    assert load(write("data: {mix_temperature: 2, sources: [{path: a, share: 2}, {path: b, share: 1}]}")).notices == ()
+
+
+def test_the_home_directory_is_expanded_in_sources(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    sources = load(write("data: {sources: [{path: ~/a.jsonl}, {dataset: b}]}")).config.data.sources
+    assert sources is not None
+    assert [source.path for source in sources] == ["/home/someone/a.jsonl", None]

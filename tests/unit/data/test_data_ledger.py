@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from halo_forge.data.ledger import Entry, check_totals, reason_counts, redacted, totals_of, write_ledger
+from halo_forge.data.ledger import Entry, LineWriter, Summary, check_totals, redacted
 from halo_forge.errors import DataError
 
 SECRETS = [
@@ -49,18 +51,36 @@ def entries() -> list[Entry]:
         Entry(file="a", line=1, action="kept", split="train", excerpt="secret"),
         Entry(file="a", line=2, action="fixed", codes=("nul_removed", "turns_joined"), split="holdout", excerpt="x"),
         Entry(file="b", line=1, action="dropped", codes=("bad_json",), reason="column 1", excerpt="{"),
-        Entry(file="b", line=2, action="kept", codes=("not_nfc",), split="train"),
+        Entry(file="b", line=2, action="kept", flags=("not_nfc",), split="train"),
     ]
 
 
+def summary() -> Summary:
+    summed = Summary()
+    for entry in entries():
+        summed.count(entry)
+    return summed
+
+
 def test_totals_and_reasons() -> None:
-    totals = totals_of(entries())
+    totals = summary().totals()
     assert (totals.read, totals.kept, totals.fixed, totals.dropped) == (4, 3, 1, 1)
-    assert reason_counts(entries()) == {"bad_json": 1, "nul_removed": 1, "turns_joined": 1}
+    assert summary().reason_counts() == {"bad_json": 1, "nul_removed": 1, "turns_joined": 1}
+    assert summary().flagged == {"not_nfc": 1}
+    assert summary().num_damaged == 1
+    assert [entry.line for entry in summary().examples["not_nfc"]] == [2]
+
+
+def test_rows_counted_many_at_a_time_are_counted_alike() -> None:
+    one_by_one, at_once = Summary(), Summary()
+    for number in range(5):
+        one_by_one.count(Entry(file="a", line=number, action="kept", split="train" if number else "holdout"))
+    at_once.count_kept("a", Counter({"train": 4, "holdout": 1}))
+    assert (one_by_one.by_file, one_by_one.by_split) == (at_once.by_file, at_once.by_split)
 
 
 def test_totals_that_add_up_pass_and_others_stop_the_run() -> None:
-    check_totals(entries(), {"a": 2, "b": 2}, {"train": 2, "validation": 0, "holdout": 1})
+    check_totals(summary(), {"a": 2, "b": 2}, {"train": 2, "validation": 0, "holdout": 1})
     for read, splits in [
         ({"a": 3, "b": 2}, {"train": 2, "holdout": 1}),
         ({"a": 2, "b": 2, "c": 1}, {"train": 2, "holdout": 1}),
@@ -70,12 +90,17 @@ def test_totals_that_add_up_pass_and_others_stop_the_run() -> None:
         ({"a": 2, "b": 2}, {"train": 2, "holdout": 1, "validation": 1}),
     ]:
         with pytest.raises(DataError, match="does not add up"):
-            check_totals(entries(), read, splits)
+            check_totals(summary(), read, splits)
 
 
-def test_the_file(tmp_path: Path) -> None:
-    write_ledger(tmp_path / "ledger.jsonl", entries())
-    lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
+def test_the_file_appears_whole_with_its_hash(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    writer = LineWriter(path)
+    for entry in entries():
+        writer.write_json(entry.to_dict())
+    assert not path.exists()
+    assert writer.close() == hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [list(line) for line in lines] == [["file", "line", "action", "code", "reason", "split", "excerpt"]] * 4
     assert lines[0]["excerpt"] is None, "rows that are kept as they are show nothing"
     assert lines[1]["code"] == "nul_removed,turns_joined"

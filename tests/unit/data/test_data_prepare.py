@@ -138,7 +138,7 @@ def test_other_rows_or_another_template_are_a_conflict(
 
 
 @pytest.mark.parametrize(
-    "name", ["holdout.conversations.jsonl", "train.conversations.jsonl", "validation.examples.parquet"]
+    "name", ["holdout.conversations.jsonl", "train.conversations.jsonl", "validation.examples.arrow"]
 )
 @pytest.mark.parametrize("damage", ["change", "cut", "remove"])
 def test_a_changed_split_is_refused_by_name_and_hash(

@@ -83,7 +83,7 @@ BAD_ROWS = {
     "M36 content number": (messages(("user", "a"), ("assistant", 7)), "bad_content_type"),
     "M37 image part": (
         messages(("user", [{"type": "image", "image": "a.png"}]), ("assistant", "b")),
-        "bad_content_type",
+        "media_unsupported",
     ),
     "M38 content object": (messages(("user", {"text": "a"}), ("assistant", "b")), "bad_content_type"),
     "M39 role bot": (messages(("user", "a"), ("bot", "b")), "bad_role"),
@@ -380,9 +380,9 @@ CSV_CASES = {
     "one column": (b"text\nhello there\nsecond document\n", 2, {}),
     "BOM": (b"\xef\xbb\xbfquestion,answer\na,b\n", 1, {2: ("fixed", "bom_removed")}),
     "M68 ragged": (
-        b"question,answer\na,b\nc,d,e\nf\ng,h\n",
-        4,
-        {3: ("dropped", "ragged_row"), 4: ("dropped", "ragged_row")},
+        b"question,answer\na,b\nc,d,e\nf\ng,h\ni,j\n",
+        5,
+        {3: ("dropped", "ragged_row"), 4: ("dropped", "ragged_row"), 5: ("dropped", "ragged_row")},
     ),
     "M71 long cell": (b"question,answer\na," + b"x" * 200_000 + b"\n", 1, {}),
     "M67 open quote": (b'question,answer\na,b\n"c,d\n', 2, {3: ("dropped", "bad_csv")}),

@@ -1,4 +1,4 @@
-"""Gives this folder's tests the builder of small, real run directories."""
+"""Gives this folder's tests the builders of small, real run directories."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from types import ModuleType
 
 import pytest
 
-BUILDER = Path(__file__).with_name("run_builder.py")
 
-
-@pytest.fixture(scope="session")
-def builder() -> ModuleType:
-    name = "halo_forge_test_run_builder"
+def load(file_name: str) -> ModuleType:
+    name = f"halo_forge_test_{file_name.removesuffix('.py')}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, BUILDER)
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(file_name))
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
     return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def builder() -> ModuleType:
+    return load("run_builder.py")
+
+
+@pytest.fixture(scope="session")
+def data_builder() -> ModuleType:
+    return load("data_builder.py")

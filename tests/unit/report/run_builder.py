@@ -213,7 +213,7 @@ def _prepared(run: RunDirectory, config_sha256: str, rows: list[dict[str, str]])
             supervised_tokens=count * 37,
             sha256=hashes[name],
             conversations=f"data/{name}.conversations.jsonl",
-            examples=f"data/{name}.examples.parquet",
+            examples=f"data/{name}.examples.arrow",
         )
         for name, count in (("train", 500), ("validation", 27), ("holdout", NUM_HOLDOUT))
     }

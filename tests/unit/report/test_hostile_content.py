@@ -17,6 +17,7 @@ from halo_forge.artifacts import EvalReport, GateDecision, PreparedData, Trained
 from halo_forge.publish import publish
 from halo_forge.report import render_report
 from halo_forge.report.visible import clip, difference, visible
+from halo_forge.runs import RunDirectory
 
 PAYLOADS = [
     "<script>document.title='owned'</script>",
@@ -81,6 +82,35 @@ def poison(value: Any, payloads: list[str], key: str = "") -> Any:
     if key in ("reasons", "libraries", "scores", "inputs", "decoding"):
         return {taken() + str(index): poison(item, payloads) for index, item in enumerate(value.values())}
     return {name: poison(item, payloads, name) for name, item in value.items()}
+
+
+def poison_ledger(file: Path, payloads: list[str]) -> None:
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        for key, value in row.items():
+            if key != "action":
+                row[key] = poison(value, payloads)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def build_hostile_data(data_builder: ModuleType, path: Path, payloads: list[str]) -> RunDirectory:
+    """Prepared rows whose record fills every optional field, each with something hostile: source names, codes,
+    meanings, kinds and actions of findings, pairs of copies, benchmark items, languages, length ranges, advice."""
+    run = data_builder.build_data_run(path)
+    manifest = run.file("data/manifest.json")
+    content = poison(json.loads(manifest.read_text()), list(payloads))
+    for report in content["contamination"]:
+        report["benchmark"] = payloads[0] + report["benchmark"]
+    for finding, payload in zip(content["findings"], payloads, strict=False):
+        finding["kind"] = payload
+    content["languages"] = {payload: 10 + place for place, payload in enumerate(payloads)}
+    content["length_counts"] = {f"{place}-{payload}": place for place, payload in enumerate(payloads, start=1)}
+    PreparedData.model_validate(content)
+    manifest.write_text(json.dumps(content))
+    for name in ("run.json", "data/mask_samples.json"):
+        run.file(name).write_text(json.dumps(poison(json.loads(run.file(name).read_text()), list(payloads))))
+    poison_ledger(run.file("data/ledger.jsonl"), list(payloads))
+    return run
 
 
 def build_hostile(builder: ModuleType, path: Path, payloads: list[str]):
@@ -155,6 +185,77 @@ def test_payloads_in_every_field_stay_text(builder: ModuleType, tmp_path: Path, 
     page = assert_inert(render_report(built.run))
     shown = [payload for payload in PAYLOADS if visible(payload) in page.text]
     assert len(shown) == len(PAYLOADS)  # they are there to be read, so the fields were really poisoned
+
+
+@pytest.mark.parametrize("start", range(0, len(PAYLOADS), 4))
+def test_payloads_in_every_field_of_the_data_record_stay_text(
+    data_builder: ModuleType, tmp_path: Path, start: int
+) -> None:
+    payloads = PAYLOADS[start:] + PAYLOADS[:start]
+    run = build_hostile_data(data_builder, tmp_path / "run", payloads)
+    html = render_report(run, holdout_uses=payloads[1])
+    page = assert_inert(html)
+    assert "Not everything could be read" not in page.text
+    shown = [payload for payload in PAYLOADS if visible(payload) in page.text]
+    assert len(shown) == len(PAYLOADS)
+    assert len(html.encode()) < 300_000
+
+
+def put(run: RunDirectory, record: dict[str, Any], field: str, payload: str) -> None:
+    """Write the record with one field hostile, or, without a record, one field of one line of the ledger."""
+    finding = record["findings"][0]
+    match field:
+        case "advice":
+            record["advice"] = payload
+        case "source name":
+            record["sources"][0]["name"] = payload
+        case "finding code" | "finding meaning" | "finding kind" | "finding action":
+            finding[field.removeprefix("finding ")] = payload
+        case "finding example":
+            finding["examples"][0]["file"] = finding["examples"][0]["excerpt"] = payload
+        case "copy":
+            record["duplicates"]["examples"][0] |= {"kept": payload, "dropped": payload, "excerpt": payload}
+        case "benchmark":
+            record["contamination"][0]["benchmark"] = payload
+        case "item":
+            record["contamination"][0]["examples"][0] |= {"item": payload, "file": payload, "excerpt": payload}
+        case "language":
+            record["languages"] = {payload: 3}
+        case "length":
+            record["length_counts"] = {f"1{payload}": 3, payload: 4}
+        case "input":
+            record["provenance"]["inputs"] = {payload: payload, f"data.{payload}": payload}
+    manifest, ledger = run.file("data/manifest.json"), run.file("data/ledger.jsonl")
+    if field.startswith("ledger "):
+        row = {"file": "f", "line": 1, "action": "dropped", "code": "x", "reason": "r", "excerpt": "e"}
+        row[field.removeprefix("ledger ")] = payload
+        ledger.write_text(json.dumps(row) + "\n")
+        manifest.unlink(missing_ok=True)
+    else:
+        PreparedData.model_validate(record)
+        manifest.write_text(json.dumps(record))
+        ledger.write_text("")
+
+
+NEW_FIELDS = (
+    "advice", "source name", "finding code", "finding meaning", "finding kind", "finding action", "finding example",
+    "copy", "benchmark", "item", "language", "length", "input", "ledger code", "ledger reason", "ledger excerpt",
+    "ledger file",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("field", NEW_FIELDS)
+def test_each_field_of_the_data_record_is_escaped_alone(data_builder: ModuleType, tmp_path: Path, field: str) -> None:
+    run = data_builder.build_data_run(tmp_path / "run")
+    record = json.loads(run.file("data/manifest.json").read_text())
+    for payload in PAYLOADS:
+        put(run, json.loads(json.dumps(record)), field, payload)
+        page = assert_inert(render_report(run))
+        said = page.text + " ".join(str(value) for _, fields in page.found for value in fields.values())
+        # A code ends at a comma, a range of lengths is told with "to", and a long text is cut.
+        beginning = visible(payload.split(",")[0].split("-")[0])[:12]
+        if field != "finding kind":  # an unknown kind is not shown: its rows stand under "left out"
+            assert beginning in said, (field, payload)
 
 
 def test_a_hostile_directory_name_is_text_in_the_title(builder: ModuleType, tmp_path: Path) -> None:

@@ -79,8 +79,12 @@ def test_a_finished_run_is_told_from_rows_to_release(built) -> None:
     head = page.words("head")
     assert "Verdict PASS Every rule of the quality gate held: 2 of 2." in head
     assert "Exact match 0 % → 77.5 % base → tuned, 40 unseen rows" in head
-    assert "570 rows were read; 567 were kept (1 after a repair) and 3 dropped" in page.words("data")
-    assert "examples/stubs.jsonl:201 dropped nothing to train on" in page.words("data")
+    data = page.words("data")
+    assert "570 rows read: 567 kept (1 of them mended), 3 left out." in data
+    assert (
+        "nothing to train on: the row has no assistant turn no_assistant_turn 1 example examples/stubs.jsonl:201"
+        in data
+    )
     training = page.words("training")
     assert "LoRA, rank 16, alpha 32" in training
     assert "60, 1 epoch, 32 rows a step" in training

@@ -1,0 +1,194 @@
+"""What is done to every row by itself, batch after batch, in any number of processes.
+
+    raw lines -> Row -> Conversation -> inspected and mended -> fingerprints -> benchmark overlap -> tokens and weights
+
+A batch in, a `Part` out: a table with a row an input row (parts.py). Nothing here looks at another batch; what needs
+all rows (duplicates, splits, the mix) is decided afterwards from the parts' columns (decisions.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from halo_forge.chat.records import Conversation
+from halo_forge.config.schema import DataSection, RowAction, RowFormat
+from halo_forge.data.consistency import style_features
+from halo_forge.data.formats import Converted, convert
+from halo_forge.data.held_out import HOLDOUT
+from halo_forge.data.identity import conversation_id
+from halo_forge.data.plain_text import plain_turns
+from halo_forge.data.quality import Inspector
+from halo_forge.data.quality_rules import RULE
+from halo_forge.data.reasons import DROPPING, REASONS
+from halo_forge.data.rows import Row
+from halo_forge.data.split import row_label
+from halo_forge.errors import RowError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from halo_forge.chat import ChatEncoder
+    from halo_forge.data.contamination import BenchmarkIndex, Hit
+
+ENCODER_FLAGS = frozenset({"merged_boundary"})
+"""Notes of the encoder that change nothing about what is said; its others (text left out, cut, respelled) do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowSource:
+    """What a worker must know of a batch's source."""
+
+    label: str
+    format: RowFormat
+    mixed: bool = False  # rows of another format are read as what they are
+    name: str | None = None
+    loss_weight: float = 1.0
+    can_be_trained: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkOrder:
+    """Everything that rows are worked on with; picklable. Without a tokenizer rows are checked, not encoded."""
+
+    data: DataSection
+    actions: Mapping[str, RowAction]
+    benchmarks: BenchmarkIndex | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """One row on its way. `problem` set means that it is left out; `found` holds raw excerpts by code."""
+
+    line: int
+    row: Row
+    problem: RowError | None = None
+    conversation: Conversation | None = None
+    prompt_key: str = ""
+    fixes: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    found: dict[str, str] = field(default_factory=dict)
+    group: str | None = None
+    stratum: str | None = None
+    prompt: str = ""
+    answer: str = ""
+    hit: Hit | None = None
+    language: str = ""
+    style: int = 0
+    ids: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+
+class RowWorker:
+    """Does the work order on batches of rows. One per process; keeps what is costly to learn (template, tokenizer)."""
+
+    def __init__(self, order: WorkOrder) -> None:
+        self.order = order
+        self.inspector = Inspector(order.actions, order.data.languages)
+        self.encoder: ChatEncoder | None = None
+        if order.tokenizer is not None:
+            from halo_forge.chat import ChatEncoder
+
+            data = order.data
+            self.encoder = ChatEncoder(
+                order.tokenizer, max_seq_length=data.max_seq_length, train_on=data.train_on, overlong=data.overlong,
+                reasoning=data.reasoning,
+            )  # fmt: skip
+
+    def work(self, rows: Sequence[Row], source: RowSource) -> list[Draft]:
+        drafts = [self._draft(row, source) for row in rows]
+        said = [draft for draft in drafts if draft.problem is None]
+        for draft in said:
+            assert draft.conversation is not None
+            draft.prompt, draft.answer = plain_turns(draft.conversation)
+        if self.order.benchmarks is not None and source.can_be_trained:
+            self._compare_with_benchmarks([draft for draft in said if draft.problem is None])
+        self._encode([draft for draft in said if draft.problem is None])
+        for draft in said:
+            self._apply_policy(draft)
+        return drafts
+
+    def _apply_policy(self, draft: Draft) -> None:
+        """Leave a row out for what was mended or noticed, where data.policies says so."""
+        if draft.problem is None:
+            for code in (*draft.fixes, *draft.flags):
+                if self.order.actions[code] in DROPPING:
+                    draft.problem = RowError(code, REASONS[code].meaning)
+                    return
+
+    def _draft(self, row: Row, source: RowSource) -> Draft:
+        draft = Draft(line=row.line, row=row, problem=row.problem)
+        if row.problem is not None:
+            return draft
+        data = self.order.data
+        try:
+            converted = convert(row, source.format, data.system_prompt, mixed=source.mixed)
+            draft.group, draft.stratum = (
+                row_label(row.value or {}, name, source.label) if name else None
+                for name in (data.split_by, data.stratify_by)
+            )
+        except RowError as problem:
+            draft.problem = problem
+            return draft
+        except UnicodeEncodeError:  # from readers other than ours; ours refuse such rows
+            draft.problem = RowError("lone_surrogate", "half of a surrogate pair is no character")
+            return draft
+        self._inspect(draft, converted)
+        if draft.conversation is not None and (source.name or source.loss_weight != 1.0):
+            draft.conversation = _of_source(draft.conversation, source)
+        return draft
+
+    def _inspect(self, draft: Draft, converted: Converted) -> None:
+        inspection = self.inspector.inspect(converted.conversation)
+        draft.conversation, draft.prompt_key = inspection.conversation, converted.prompt_key
+        if inspection.changed:
+            draft.conversation = replace(inspection.conversation, id=conversation_id(inspection.conversation))
+        draft.fixes = (*converted.fixes, *inspection.fixes)
+        draft.flags = (*(flag for flag in converted.flags if flag not in RULE), *inspection.flags)
+        draft.found, draft.language = dict(inspection.found), inspection.language or ""
+        draft.style = style_features(inspection.conversation)
+        if inspection.problem_code:
+            draft.problem = RowError(inspection.problem_code, RULE[inspection.problem_code].meaning)
+
+    def _compare_with_benchmarks(self, drafts: list[Draft]) -> None:
+        assert self.order.benchmarks is not None
+        hits = self.order.benchmarks.check([d.prompt for d in drafts], [d.answer for d in drafts])
+        for draft, hit in zip(drafts, hits, strict=True):
+            if hit is None:
+                continue
+            draft.hit = hit
+            code = _code_of(hit)
+            draft.found[code] = hit.excerpt
+            if self.order.actions[code] == "keep":
+                draft.flags += (code,)
+            else:
+                draft.problem = RowError(code, f"{hit.kind.replace('_', ' ')} match with {hit.benchmark} {hit.item}")
+
+    def _encode(self, drafts: list[Draft]) -> None:
+        if self.encoder is None or not drafts:
+            return
+        batch = self.encoder.encode_batch([draft.conversation for draft in drafts if draft.conversation is not None])
+        for at, draft in enumerate(drafts):
+            if at in batch.problems:
+                draft.problem = batch.problems[at]
+                continue
+            place = slice(int(batch.starts[at]), int(batch.starts[at + 1]))
+            draft.ids, draft.weights = batch.ids[place], batch.loss_weights[place]
+        for at, notes in batch.notes.items():
+            drafts[at].flags += tuple(note for note in notes if note in ENCODER_FLAGS)
+            drafts[at].fixes += tuple(note for note in notes if note not in ENCODER_FLAGS)
+
+
+def _of_source(conversation: Conversation, source: RowSource) -> Conversation:
+    slices = {**conversation.slices, "source": source.name} if source.name else conversation.slices
+    return replace(conversation, slices=slices, weight=conversation.weight * source.loss_weight)
+
+
+def _code_of(hit: Hit) -> str:
+    if hit.kind not in ("exact", "near"):
+        return "benchmark_overlap"
+    return "in_holdout" if hit.benchmark == HOLDOUT else "contaminated"

@@ -1,0 +1,133 @@
+"""Batches to parts, in this process or in several: order, place and content of the parts do not depend on how many."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from halo_forge.data.inputs import NumberedBatch
+from halo_forge.data.parts import Part, open_part, part_of, write_part
+from halo_forge.data.raw_batches import rows_of
+from halo_forge.data.row_work import RowSource, RowWorker, WorkOrder
+from halo_forge.errors import DataError
+from halo_forge.runs import Notify
+
+MIN_BYTES_FOR_PROCESSES = 8 * 2**20
+"""Below this, starting processes (two seconds each, for the tokenizer) costs more than it saves."""
+BATCHES_IN_FLIGHT = 3
+
+
+def num_processes(asked: int | None, num_bytes: int) -> int:
+    """0 means: in this process."""
+    if asked is not None:
+        return asked
+    return (os.cpu_count() or 1) if num_bytes >= MIN_BYTES_FOR_PROCESSES and (os.cpu_count() or 1) > 1 else 0
+
+
+@dataclass(slots=True)
+class PartMaker:
+    """Turns batches into part files of one directory. Parts that are there already are taken as they are: the
+    directory's name stands for everything that they depend on."""
+
+    directory: Path
+    order: WorkOrder
+    sources: Sequence[RowSource]
+    num_workers: int
+    notify: Notify
+    check: Callable[[], None]
+
+    def parts(self, batches: Iterator[NumberedBatch]) -> Iterator[Part]:
+        """The part of every batch, in order. Raises DataError where a worker process died."""
+        num_rows = 0
+        told = time.monotonic()
+        made = self._in_processes(batches) if self.num_workers else self._here(batches)
+        for part in made:
+            num_rows += part.num_rows
+            if time.monotonic() - told > 0.5:
+                told = time.monotonic()
+                self.notify("data.progress", {"rows": num_rows, "stage": "prepare"})
+            self.check()
+            yield part
+
+    def _path(self, number: int) -> Path:
+        return self.directory / f"part-{number:06d}.arrow"
+
+    def _here(self, batches: Iterator[NumberedBatch]) -> Iterator[Part]:
+        worker: RowWorker | None = None
+        for batch in batches:
+            part = open_part(self._path(batch.number))
+            if part is None:
+                worker = worker or RowWorker(self.order)
+                part = _make(worker, batch, self.sources[batch.source], self._path(batch.number))
+            yield part
+
+    def _in_processes(self, batches: Iterator[NumberedBatch]) -> Iterator[Part]:
+        waiting: deque[Part | Future[Part]] = deque()
+        with _pool(self.order, self.sources, self.num_workers) as pool:
+            for batch in batches:
+                there = open_part(self._path(batch.number))
+                waiting.append(there or pool.submit(_work, batch, self._path(batch.number)))
+                while len(waiting) >= BATCHES_IN_FLIGHT * self.num_workers:
+                    yield _finished(waiting.popleft())
+            while waiting:
+                yield _finished(waiting.popleft())
+
+
+def _make(worker: RowWorker, batch: NumberedBatch, source: RowSource, path: Path) -> Part:
+    rows, notes = rows_of(batch.raw)
+    return write_part(path, part_of(worker.work(rows, source)), batch.source, notes, len(rows))
+
+
+def _finished(made: Part | Future[Part]) -> Part:
+    try:
+        return made if isinstance(made, Part) else made.result()
+    except BrokenProcessPool:
+        raise DataError(
+            "a process that prepared rows was ended from outside, most likely for want of memory",
+            fix="the same command goes on where this one stopped; --set data.num_workers=1 takes less memory",
+        ) from None
+
+
+@contextmanager
+def _pool(order: WorkOrder, sources: Sequence[RowSource], num_workers: int) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(
+        num_workers, mp_context=get_context("spawn"), initializer=_start, initargs=(order, sources, os.getpid())
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: RowWorker
+_sources: Sequence[RowSource]
+
+
+def _start(order: WorkOrder, sources: Sequence[RowSource], parent: int) -> None:
+    global _worker, _sources
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what a signal means
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # one thread each; there are others
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _worker, _sources = RowWorker(order), sources
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _work(batch: NumberedBatch, path: Path) -> Part:
+    return _make(_worker, batch, _sources[batch.source], path)
