@@ -6,14 +6,14 @@ Contestants, each in a fresh process, turn about:
 
     ours            ChatEncoder.encode_batch over conversations, a thousand rows at a time
     ours_row_by_row ChatEncoder.encode, the reference that the quick way is held against
-    trl_assistant   SFTTrainer._prepare_dataset, assistant_only_loss=True, with a training template for SmolLM2 (TRL ships
-                    none for it): the plain one with `{% generation %}` around the answer and its stop token
+    trl_assistant   SFTTrainer._prepare_dataset, assistant_only_loss=True, with a training template for SmolLM2 (TRL
+                    ships none for it): the plain one with `{% generation %}` around the answer and its stop token
     trl_completion  SFTTrainer._prepare_dataset on prompt and completion, TRL's default for such rows
 
-Measured is CPU time of the process, all its threads (`time.process_time`), and wall time, from rows in the contestant's own
-container to ids and labels in memory. `start` is what a process pays once (ours: reading the tokenizer's vocabulary,
-loading and testing the quick encoder, learning the template). Packing differs in kind and is timed apart: TRL packs the
-data set once, to full windows; we pack the rows of each optimizer step.
+Measured is CPU time of the process, all its threads (`time.process_time`), and wall time, from rows in the
+contestant's own container to ids and labels in memory. `start` is what a process pays once (ours: reading the
+tokenizer's vocabulary, loading and testing the quick encoder, learning the template). Packing differs in kind and is
+timed apart: TRL packs the data set once, to full windows; we pack the rows of each optimizer step.
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ from halo_forge.artifacts import EvalReport, GateDecision, PreparedData, Release
 from halo_forge.chat import read_conversations, read_examples, token_view, view_as_ansi
 from halo_forge.config import Config, ResolvedConfig, load_config
 from halo_forge.data import load_prepared, prepare
-from halo_forge.errors import HaloForgeError
+from halo_forge.data.holdout import record_use, uses
+from halo_forge.data.prepared_store import store_directory
+from halo_forge.errors import DataError, HaloForgeError
 from halo_forge.evaluate import check_evaluation, evaluate
 from halo_forge.gate import decide, require_known_metrics
 from halo_forge.models import load_tokenizer
@@ -84,7 +86,7 @@ def run(
             with suppress(OSError):  # the page of a run that stopped must not hide why it stopped
                 write_report(directory)
             raise
-        result.page = write_report(directory)
+        result.page = write_report(directory, looks_at_holdout(result.prepared))
         return result
 
 
@@ -123,6 +125,7 @@ def run_stages(
     pair = model_pair(settings, directory, trained, compute, notify)
     result.report = evaluate(settings, directory, prepared, trained, pair, tokenizer, notify, check)
     pair.close()
+    record_look(prepared, directory, notify)
     notify("stage.done", {"record": result.report})
     if until == "evaluate":
         return
@@ -144,6 +147,31 @@ def for_this_machine(resolved: ResolvedConfig, notify: Notify) -> ResolvedConfig
     for sentence in told:
         notify("note", {"text": sentence})
     return replace(resolved, config=settings)
+
+
+def record_look(prepared: PreparedData, directory: RunDirectory, notify: Notify) -> None:
+    """Count this look at the holdout. A cache that cannot be written is told, and stops nobody."""
+    try:
+        used = record_use(prepared.splits["holdout"].sha256, "evaluate", str(directory.path), holdout_log_directory())
+    except DataError as error:
+        notify("note", {"text": f"this look at the holdout could not be counted: {error.what}"})
+    else:
+        notify("note", {"text": used.words()})
+
+
+def looks_at_holdout(prepared: PreparedData | None) -> str:
+    """How often the holdout was looked at, in words; empty where nobody has."""
+    if prepared is None:
+        return ""
+    try:
+        used = uses(prepared.splits["holdout"].sha256, holdout_log_directory())
+    except DataError:
+        return ""
+    return used.words() if used.num else ""
+
+
+def holdout_log_directory() -> Path:
+    return store_directory().parent
 
 
 def judge(settings: Config, directory: RunDirectory, report: EvalReport, notify: Notify) -> GateDecision:

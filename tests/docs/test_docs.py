@@ -23,7 +23,6 @@ from halo_forge.config import load_config
 from halo_forge.config.keys import KEYS, SECTIONS
 from halo_forge.data import check_file
 from halo_forge.data.formats import FORMATS
-from halo_forge.data.ledger import MEANINGS, POLICY_CODES
 from halo_forge.errors import ExitCode
 from halo_forge.evaluate.scorers import METRICS
 from training_runs import write_rows
@@ -168,24 +167,10 @@ def test_config_keys_in_prose_exist() -> None:
                 assert f"{section}.{key}" in KEYS, f"{page.name}: {section}.{key}"
 
 
-def raised_codes() -> set[str]:
-    """Every reason code of the source: first arguments of RowError, and the notes with their meanings."""
-    codes = set(MEANINGS) | set(POLICY_CODES)
-    for file in (ROOT / "src").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "RowError" and node.args:
-                constants = (part.value for part in ast.walk(node.args[0]) if isinstance(part, ast.Constant))
-                codes |= {value for value in constants if isinstance(value, str)}
-    return codes
-
-
-def test_the_reason_codes_are_those_of_the_code() -> None:
-    section = TEXT[DOCS / "data.md"].partition("## Reason codes")[2]
-    rows = re.findall(r"^\| (`[^|]+) \| (.+) \|$", section, re.M)
-    documented = {code for cell, _ in rows for code in re.findall(r"`(\w+)`", cell)}
-    assert documented == raised_codes()
-    meanings = {cell.strip("`"): meaning for cell, meaning in rows}
-    assert {code: meanings[code] for code in MEANINGS} == MEANINGS
+def test_the_reason_table_is_current() -> None:
+    """tests/unit/data/test_data_policies.py holds the table itself against the source."""
+    answer = subprocess.run([sys.executable, DOCS / "make_reason_table.py", "--check"], check=False)
+    assert answer.returncode == 0, "python docs/make_reason_table.py"
 
 
 def test_the_formats_and_their_examples_are_read_as_said(tmp_path: Path) -> None:

@@ -109,8 +109,12 @@ def _converted(row: Row, format: str, mixed: bool, media: bool) -> None:
     try:
         converted = convert(row, format, "Be brief.", mixed=mixed, media=media)  # type: ignore[arg-type]
     except RowError as problem:
-        assert problem.code.isidentifier()
-        problem.reason.encode()
+        refused = problem
+    else:
+        refused = None
+    if refused is not None:
+        assert refused.code.isidentifier()
+        refused.reason.encode()
         return
     turns = converted.conversation.messages
     assert turns

@@ -26,9 +26,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from halo_forge.chat import ChatEncoder, Conversation, EncodedBatch, Message, SourceRef, TextPart, ToolCall
+from halo_forge.chat import ChatEncoder, Conversation, EncodedBatch, Message, SourceRef, TextPart, ToolCall, byte_tokens
 from halo_forge.chat import batch_encode as batches
-from halo_forge.chat import byte_tokens
 from halo_forge.errors import DataError, RowError
 
 if TYPE_CHECKING:
@@ -129,14 +128,15 @@ def assert_same(encoder: ChatEncoder, conversations: Sequence[Conversation], bat
     assert batch.num_fast + batch.num_slow == len(conversations)
     for number, conversation in enumerate(conversations):
         place = slice(int(batch.starts[number]), int(batch.starts[number + 1]))
-        try:
-            wanted = encoder.encode(conversation)
-        except RowError as error:
+        if number in batch.problems:
+            with pytest.raises(RowError) as refusal:
+                encoder.encode(conversation)
+            told = batch.problems[number]
+            assert (told.code, told.what) == (refusal.value.code, refusal.value.what)
             assert place.start == place.stop
-            assert (batch.problems[number].code, batch.problems[number].what) == (error.code, error.what)
             assert number not in batch.notes
             continue
-        assert number not in batch.problems
+        wanted = encoder.encode(conversation)
         assert batch.ids[place].tolist() == wanted.example.input_ids.tolist()
         assert batch.loss_weights[place].tolist() == wanted.example.loss_weights.tolist()
         assert batch.notes.get(number, ()) == wanted.notes
@@ -208,7 +208,10 @@ def test_every_shipped_template(
     refused = {kind for kind in path.refusals if kind != ("assistant",)}
     refused = {kind for kind in refused if "template refuses" not in path.refusals[kind]}
     assert bool(refused) == (name in WITHOUT_QUICK_WAY), path.refusals
-    assert batch.num_fast > (0 if name == "glm4moe" else 20)
+    # With Qwen's vocabulary the newline that the prompt ends with and the one that an unthinking answer begins with are
+    # one token in these: a merged boundary, which goes row by row.
+    merges = vocabulary == "qwen" and name in ("qwen3_5_think", "qwen3_6", "qwen3_8")
+    assert batch.num_fast > (0 if name == "glm4moe" else 12 if merges else 20)
 
 
 # ------------------------------------------------------------------------------------------------ policies

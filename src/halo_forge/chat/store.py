@@ -74,7 +74,7 @@ class ExampleWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._file = _HashedFile(open(self._staging, "wb"))
+        self._file = _HashedFile(open(self._staging, "wb"))  # noqa: SIM115 (closed by close or abandon)
         self._writer = pa.ipc.new_file(pa.PythonFile(self._file, mode="w"), EXAMPLE_SCHEMA)
 
     def write(self, batch: pa.RecordBatch) -> None:

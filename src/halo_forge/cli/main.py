@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import typer
 
-from halo_forge.cli import config_commands, data_commands, data_tools, release_commands, train_commands
+from halo_forge.cli import (
+    config_commands,
+    data_commands,
+    data_tools,
+    init_command,
+    release_commands,
+    train_commands,
+)
 
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -26,6 +33,7 @@ def build() -> typer.Typer:
     app = make_app("Supervised fine-tuning from raw rows to a released, watched model.")
     app.callback()(version_option)
     app.command("demo")(train_commands.demo_command)
+    app.command("init")(init_command.init_command)
     app.command("run")(train_commands.run_command)
 
     sft = make_app("Fine-tune on text.")

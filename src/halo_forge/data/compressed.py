@@ -128,14 +128,14 @@ def opened(path: Path) -> Iterator[Peekable]:
     becomes a DataError."""
     packing: Packing | None = None
     try:
-        with open(path, "rb") as probe:
-            packing = packing_of(probe.read(8))
-        if packing is None:
-            with open(path, "rb", buffering=BUFFER_BYTES) as plain:
-                yield cast(Peekable, plain)
-        else:
-            with io.BufferedReader(_Guarded(_unpacked(path, packing), path, packing), BUFFER_BYTES) as file:
-                yield cast(Peekable, file)
+        with open(path, "rb", buffering=BUFFER_BYTES) as stream:
+            plain = cast(Peekable, stream)
+            packing = packing_of(plain.peek(8)[:8])
+            if packing is None:
+                yield plain
+                return
+        with io.BufferedReader(_Guarded(_unpacked(path, packing), path, packing), BUFFER_BYTES) as file:
+            yield cast(Peekable, file)
     except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
         raise _damaged(path, packing, error) from None
     except OSError as error:

@@ -33,15 +33,13 @@ from halo_forge.artifacts import ContaminationHit, ContaminationReport
 from halo_forge.data.benchmark_items import Benchmark
 from halo_forge.data.gram_index import GramIndex, gram_index
 from halo_forge.data.plain_text import SYSTEM_END, plain
-from halo_forge.data.word_grams import Words, words_of
+from halo_forge.data.word_grams import Words, word_tuples, words_of
 from halo_forge.errors import DataError
 
 HitKind = Literal["exact", "near", "ngram_13", "ngram_8"]
 KINDS: tuple[HitKind, ...] = ("exact", "near", "ngram_13", "ngram_8")
-MIN_PROMPT_WORDS = 5
-ANCHOR_WORDS = 5
-RUN_WORDS = 8
-LONG_RUN_WORDS = 13
+MIN_PROMPT_WORDS = ANCHOR_WORDS = 5
+RUN_WORDS, LONG_RUN_WORDS = 8, 13
 NEAR_MIN_WORDS = 13
 NEAR_COVERAGE = 0.8
 MIN_RUN_LETTER_WORDS = 5
@@ -397,9 +395,5 @@ def _shared_run(words: list[str], others: list[str], place: int, other_place: in
 def _run_hit(item: IndexedItem, row_words: list[str], length: int, excerpt: str) -> Hit:
     kind: HitKind = "ngram_13" if length >= LONG_RUN_WORDS else "ngram_8"
     n = LONG_RUN_WORDS if kind == "ngram_13" else RUN_WORDS
-    grams = _grams(item.whole.split(), n)
-    return Hit(kind, item.benchmark, item.id, len(grams & _grams(row_words, n)) / len(grams), excerpt)
-
-
-def _grams(words: list[str], n: int) -> set[tuple[str, ...]]:
-    return {tuple(words[at : at + n]) for at in range(len(words) - n + 1)}
+    grams = word_tuples(item.whole.split(), n)
+    return Hit(kind, item.benchmark, item.id, len(grams & word_tuples(row_words, n)) / len(grams), excerpt)

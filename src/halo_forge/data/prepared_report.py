@@ -120,7 +120,7 @@ def mix_of(rows: Rows, config: Config) -> MixReport | None:
 
 def contamination(rows: Rows, benchmarks: Sequence[Benchmark]) -> tuple[ContaminationReport, ...]:
     """What each benchmark has in common with the training rows."""
-    flagged = [row for row in np.flatnonzero(rows.columns["is_hit"]).tolist()]
+    flagged: list[int] = np.flatnonzero(rows.columns["is_hit"]).tolist()
     hits = [
         (rows.sources[rows.source[row]].label, int(rows.columns["line"][row]), Hit(**json.loads(hit)))
         for row, (hit,) in rows_with(rows.parts, ["hit"], flagged)

@@ -139,7 +139,7 @@ class Inspector:
     ) -> str | None:
         prompt = prompts[-1] if prompts else ""
         watched = _watched_words()
-        is_toxic = any(not watched.isdisjoint(language.words_of(_utf8(text))) for text in prompts)
+        is_toxic = not watched.isdisjoint(language.words_of(_utf8("\n".join(prompts))))
         for answer in answers:
             raw = _utf8(answer)
             words = language.words_of(raw)
@@ -149,8 +149,7 @@ class Inspector:
             is_watched = not watched.isdisjoint(words)
             is_toxic |= is_watched
             if not is_document:
-                for code, where in _answer_findings(answer, prompt, words if is_watched else ()):
-                    found.setdefault(code, where)
+                _look_at_answer(answer, prompt, words if is_watched else (), found)
         if is_toxic:
             found.update(_toxic_finding([*prompts, *answers]))
         if not answers:
@@ -169,7 +168,7 @@ class Inspector:
         if self.languages is not None and spoken not in self.languages:
             found["other_language"] = f"{spoken}: {answer[: reading.EXCERPT_CHARS - 4]}"
         prompt = prompts[-1] if prompts else ""
-        if sum(word in prompt for word in _FREQUENT_WORDS.get(spoken, ())) < 2 and prompt:
+        if prompt and sum(map(prompt.count, _FREQUENT_WORDS.get(spoken, ()))) < 2:
             asked = language.language_of(prompt, min_probability=language.VERY_SURE_PROBABILITY)
             differs = asked not in (language.UNKNOWN, spoken) and not _is_about_languages(prompts)
             if differs and language.language_of(answer, min_probability=language.VERY_SURE_PROBABILITY) == spoken:
@@ -286,18 +285,21 @@ def _safe(excerpt: str) -> str:
     return excerpt if redacted == plain else redacted
 
 
-def _answer_findings(answer: str, prompt: str, words: Sequence[bytes]) -> Iterator[tuple[str, str]]:
+def _look_at_answer(answer: str, prompt: str, words: Sequence[bytes], found: dict[str, str]) -> None:
     """`words` may be empty where none of them is watched for."""
     if words:
-        yield from reading.phrase_findings(answer, frozenset(words))
-    if (mark := cleaning.open_fence(answer)) is not None:
-        yield "unclosed_code_fence", reading.excerpt(answer, answer.rfind(mark))
-    if mark := cleaning.broken_mark(answer):
-        yield "broken_markdown", mark
+        for code, where in reading.phrase_findings(answer, frozenset(words)):
+            found.setdefault(code, where)
+    if "```" in answer or "~~~" in answer:
+        mark = cleaning.open_fence(answer)
+        if mark is not None:
+            found.setdefault("unclosed_code_fence", reading.excerpt(answer, answer.rfind(mark)))
+    if ("**" in answer or "](" in answer) and (broken := cleaning.broken_mark(answer)):
+        found.setdefault("broken_markdown", broken)
     if tag := cleaning.html_remains(answer, prompt):
-        yield "html_remains", tag
-    if found := reading.short_finding(answer):
-        yield found, reading.excerpt(answer)
+        found.setdefault("html_remains", tag)
+    if short := reading.short_finding(answer):
+        found.setdefault(short, reading.excerpt(answer))
 
 
 def _toxic_finding(texts: Sequence[str]) -> dict[str, str]:
@@ -365,7 +367,8 @@ def _mended_message(message: Message, mend: Callable[[str], str], *, everywhere:
     message is another damage than the one found."""
 
     def kept(text: str) -> str:
-        return mend(text) or text
+        mended = mend(text)
+        return mended if mended.strip() else text
 
     parts = tuple(
         replace(part, text=kept(part.text))

@@ -74,10 +74,9 @@ def line_batches(path: str, file: Peekable, say: Say, rows_per_batch: int = ROWS
     held: list[bytes] = []
     num_lines = num_bytes = 0
     for block in _blocks(file):
-        if block is None or num_bytes >= MAX_BATCH_BYTES:
-            if num_lines:
-                yield RawBatch(kind="lines", path=path, first_line=number, data=b"".join(held))
-                number, held, num_lines, num_bytes = number + num_lines, [], 0, 0
+        if num_lines and (block is None or num_bytes >= MAX_BATCH_BYTES):
+            yield RawBatch(kind="lines", path=path, first_line=number, data=b"".join(held))
+            number, held, num_lines, num_bytes = number + num_lines, [], 0, 0
         if block is None:
             continue
         if isinstance(block, _Endless):
@@ -106,7 +105,8 @@ class _Endless:
 
 def _blocks(file: Peekable) -> Iterator[bytes | _Endless | None]:
     """Whole lines, block after block; None before a line that is too long and at the end of all."""
-    pending, ended = b"", False
+    pending: list[bytes] = []  # joined once: to add block after block to 16 MiB would copy half a gigabyte
+    num_pending, ended = 0, False
     while not ended:
         block = file.read(BLOCK_BYTES)
         if block.endswith(b"\r"):
@@ -116,17 +116,19 @@ def _blocks(file: Peekable) -> Iterator[bytes | _Endless | None]:
             block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         cut = block.rfind(b"\n") + 1
         if cut:
-            yield pending + block[:cut]
-            pending = block[cut:]
-        elif len(pending) + len(block) > MAX_LINE_BYTES:
-            head = pending[: 4 * EXCERPT_SOURCE_CHARS]
-            pending, ended = _rest_of_endless(file)
+            yield b"".join([*pending, block[:cut]])
+            pending, num_pending = [block[cut:]], len(block) - cut
+        elif num_pending + len(block) > MAX_LINE_BYTES:
+            head = b"".join(pending)[: 4 * EXCERPT_SOURCE_CHARS]
+            rest, ended = _rest_of_endless(file)
+            pending, num_pending = [rest], len(rest)
             yield None
             yield _Endless(head)
         else:
-            pending += block
-    if pending:
-        yield pending
+            pending.append(block)
+            num_pending += len(block)
+    if num_pending:
+        yield b"".join(pending)
     yield None
 
 

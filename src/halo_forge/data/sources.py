@@ -14,7 +14,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Literal, cast
 
@@ -269,13 +270,13 @@ def read_batches(
             if kind == "jsonl" and not holds_tree_rows(file.peek(HEAD_BYTES)[:HEAD_BYTES]):
                 yield from line_batches(name, file, say, rows_per_batch)
             else:
-                rows = _parsed_rows(kind, name, file, say, max_passage_bytes)
-                yield from row_batches(name, gathered_trees(name, rows), rows_per_batch)
+                with closing(_parsed_rows(kind, name, file, say, max_passage_bytes)) as parsed:  # before the file is
+                    yield from row_batches(name, gathered_trees(name, parsed), rows_per_batch)
     if _stamp(path) != before:
         raise DataError("the file changed while it was read", where=name, fix="run again when its writer is done")
 
 
-def _parsed_rows(kind: Kind, name: str, file: Peekable, say: Say, max_passage_bytes: int) -> Iterator[Row]:
+def _parsed_rows(kind: Kind, name: str, file: Peekable, say: Say, max_passage_bytes: int) -> Generator[Row]:
     if kind == "jsonl":
         for batch in line_batches(name, file, say):
             yield from rows_of(batch)[0]

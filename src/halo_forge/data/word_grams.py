@@ -121,3 +121,8 @@ def _chunk_words(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     sums = np.cumsum(BYTE_VALUES[joined] * powers[: len(joined)])
     spans = (sums[ends - 1] - sums[starts - 1]) * inverses[starts]
     return _mixed(spans), counts
+
+
+def word_tuples(words: list[str], n: int) -> set[tuple[str, ...]]:
+    """The word n-grams themselves, for the last comparison."""
+    return {tuple(words[at : at + n]) for at in range(len(words) - n + 1)}

@@ -120,6 +120,7 @@ FINE = [
     "Sorry seems to be the hardest word; Elton John sang it in 1976.",
     "You can't divide by zero, because no number times zero gives one.",
     "Unfortunately, the boat left at nine.",
+    "She wrote back: 'I am sorry, but I cannot help you with that.'",
     "Artificial intelligence is a field of computer science. A language model predicts the next word.",
     "The skip link, the cookie jar and the page were all post war.",
     "Todo está bien.", "The TODAY show", "The Spanish word is 'todo'.",
@@ -217,10 +218,11 @@ def test_a_fence_is_closed_in_answers_only() -> None:
     assert inspection.fixes == ("unclosed_code_fence",)
 
 
-def test_a_mend_never_empties_a_message() -> None:
-    inspection = inspect("Q?", " \x07\x07 ", control_characters="fix", outer_whitespace="fix")
-    assert inspection.conversation.messages[1].text.strip(" ") in ("\x07\x07", "")
-    assert inspection.conversation.messages[1].text
+@pytest.mark.parametrize("answer", ["\x07\x07", " \x07 ", "\x1b[0m"])
+def test_a_mend_never_empties_a_message(answer: str) -> None:
+    inspection = inspect("Q?", answer, control_characters="fix", outer_whitespace="fix")
+    assert inspection.conversation.messages[1].text == answer.strip(" ")
+    assert "control_characters" in inspection.flags
 
 
 def test_the_answer_in_the_prompt_is_an_echo() -> None:
