@@ -6,7 +6,6 @@ cannot be read at all is a DataError.
 
 from __future__ import annotations
 
-import copyreg
 import json
 import os
 import re
@@ -26,7 +25,6 @@ EXCERPT_SOURCE_CHARS = 400
 SPOOLED = re.compile(r"stdin-[0-9a-f]{64}")
 """Name of the file that keeps what came through standard input."""
 
-copyreg.pickle(RowError, lambda error: (RowError, (error.code, error.reason)))  # rows cross process borders
 Say = Callable[[str], None]
 """How a reader tells something about a whole file, for instance that blank lines were passed over."""
 

@@ -368,6 +368,16 @@ def test_the_quick_hash_is_that_of_the_whole_json(value: dict[str, Any]) -> None
     assert conversation.id == hashlib.sha256(plain.encode()).hexdigest() == conversation_id(conversation)
 
 
+def test_everything_that_a_turn_says_beside_its_text_is_in_the_id() -> None:
+    """The quick hash writes a role and a text; a turn with more must not take that way."""
+    turns_of_a = ({}, {"weight": 0}, {"weight": 0.5}, {"reasoning": "because"}, {"name": "Ada"}, {"tool_call_id": "1"})
+    rows = [converted({"messages": [Q, {**A, **more}]}).conversation for more in turns_of_a]
+    assert len({row.id for row in rows}) == len(rows)
+    for row in rows:
+        in_full = COMPACT.encode({"messages": [message_content(turn) for turn in row.messages], "tools": []})
+        assert row.id == hashlib.sha256(in_full.encode()).hexdigest()
+
+
 def test_quotes_and_controls_in_the_quick_hash() -> None:
     text = 'a"\\\b\f\n\r\t\x01\x7f\u2028é👍'
     messages = converted({"question": text, "answer": "A"}).conversation.messages
