@@ -27,7 +27,7 @@ HEAD = """# Malformed input, case by case
 What halo-forge does with a hundred kinds of bad files and bad rows. Every line is a test (`tests/malformed`), and this
 page is written by `python tests/malformed/malformed_table.py` from what the tests see. A dropped row never touches
 another; a row that is mended or flagged is counted; each case is answered within 5 seconds and 1 GB of memory on an
-idle machine, except that the 10 000 shards of M79 take about 15 seconds (1.5 ms a file).
+idle machine (the slowest: 3.3 s for the 10 000 shards of M79).
 `halo-forge data check FILE` exits with 3 when rows are damaged or the file cannot be read.
 
 The second column is what TRL 1.16 with datasets 5.2 did with the same input where it was measured.

@@ -16,13 +16,13 @@ from halo_forge.data.contamination import BenchmarkIndex
 from halo_forge.data.decisions import Rows, decide
 from halo_forge.data.entries import entries_of, write_ledger
 from halo_forge.data.held_out import benchmarks_of
-from halo_forge.data.inputs import Inputs, list_sources, num_bytes, row_sources
+from halo_forge.data.inputs import Inputs, list_sources, row_sources
 from halo_forge.data.ledger import Summary, Totals
 from halo_forge.data.prepared_report import findings, flag_notes
 from halo_forge.data.reasons import action_table
 from halo_forge.data.row_work import WorkOrder
 from halo_forge.data.rows import Say
-from halo_forge.data.workers import PartMaker, num_processes
+from halo_forge.data.workers import PartMaker
 from halo_forge.errors import DataError
 from halo_forge.runs import Notify, silent
 
@@ -75,8 +75,7 @@ def examine(config: Config, directory: Path, tokenizer: Any = None, notify: Noti
     benchmarks = benchmarks_of(data)
     index = BenchmarkIndex.build(benchmarks) if benchmarks else None
     order = WorkOrder(data=data, actions=actions, benchmarks=index, tokenizer=tokenizer)
-    num_workers = num_processes(data.num_workers, num_bytes(listed))
-    maker = PartMaker(directory, order, row_sources(read), num_workers, notify, lambda: None)
+    maker = PartMaker(directory, order, row_sources(read), data.num_workers, notify, lambda: None)
     parts = list(maker.parts(read.batches()))
     for note in dict.fromkeys(note for part in parts for note in part.notes):
         say(note)

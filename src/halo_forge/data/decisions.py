@@ -29,8 +29,8 @@ from halo_forge.data.split import SPLITS, assign_splits, helped_words, repeated_
 from halo_forge.runs import Notify
 
 NARROW = (
-    "line", "code", "flags", "fixes", "prompt_key", "answer_key", "group", "stratum", "exact", "bands", "num_tokens",
-    "is_document", "is_hit", "language", "num_supervised", "style",
+    "source", "line", "code", "flags", "fixes", "prompt_key", "answer_key", "group", "stratum", "exact", "bands",
+    "num_tokens", "is_document", "is_hit", "language", "num_supervised", "style",
 )  # fmt: skip
 NUM_SHOWN = 5
 TOXIC_FROM = 0.5
@@ -67,7 +67,7 @@ class Rows:
         tables = [part.read(NARROW) for part in parts]
         table = pa.Table.from_batches(tables) if tables else None
         columns = {name: _column(table, name) for name in NARROW} if table else dict.fromkeys(NARROW, np.zeros(0))
-        source = np.repeat([part.source for part in parts], [part.num_rows for part in parts]).astype(np.int32)
+        source = columns["source"].astype(np.int32)
         roles = np.array([SPLITS.index(source.role) for source in sources], np.int8)
         kept = columns["code"] == ""
         split, decided = np.full(len(source), -1, np.int8), np.zeros(len(source), bool)

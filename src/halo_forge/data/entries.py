@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,12 +71,12 @@ def write_ledger(rows: Rows, writer: LineWriter | None) -> tuple[Summary, list[T
     """Write an entry for every row (or only count, without a writer); returns what it adds up to, and the first told
     entries of every code."""
     summary, shown = Summary(), []
+    labels = [json.dumps(source.label, ensure_ascii=False) for source in rows.sources]
     seen: Counter[str] = Counter()
     start = 0
     for part in rows.parts:
         told = {item.row: item for item in entries_of(rows, part, start)}
-        label = json.dumps(rows.sources[part.source].label, ensure_ascii=False)
-        plain: Counter[str] = Counter()
+        plain: dict[int, Counter[str]] = defaultdict(Counter)
         lines: list[str] = []
         for row in range(start, start + part.num_rows):
             item = told.get(row)
@@ -89,14 +89,15 @@ def write_ledger(rows: Rows, writer: LineWriter | None) -> tuple[Summary, list[T
                 if writer:
                     lines.append(json.dumps(item.entry.to_dict(), ensure_ascii=False))
                 continue
-            split = SPLITS[rows.split[row]]
-            plain[split] += 1
+            split, source = SPLITS[rows.split[row]], int(rows.source[row])
+            plain[source][split] += 1
             if writer:
                 lines.append(
-                    f'{{"file": {label}, "line": {rows.columns["line"][row]}, "action": "kept", "code": null, '
+                    f'{{"file": {labels[source]}, "line": {rows.columns["line"][row]}, "action": "kept", "code": null, '
                     f'"reason": null, "split": "{split}", "excerpt": null}}'
                 )
-        summary.count_kept(rows.sources[part.source].label, plain)
+        for source, splits in plain.items():
+            summary.count_kept(rows.sources[source].label, splits)
         if writer and lines:
             writer.write(("\n".join(lines) + "\n").encode())
         start += part.num_rows
@@ -122,7 +123,7 @@ def write_quarantine(rows: Rows, actions: Mapping[str, RowAction], writer: LineW
                 code, reason = rows.left_out[here.start + at]
             said = table["conversation"][at].as_py()
             row = table["raw"][at].as_py() or (json.loads(said) if said else None)
-            label = rows.sources[part.source].label
+            label = rows.sources[rows.source[here.start + at]].label
             writer.write_json(
                 {"file": label, "line": table["line"][at].as_py(), "code": code, "reason": reason, "row": row}
             )

@@ -14,7 +14,7 @@ from halo_forge.config.schema import DataSection, RowFormat, SourceEntry
 from halo_forge.data.datasets_table import HubDataset, dataset_rows, find_dataset
 from halo_forge.data.formats import Verdict, detect
 from halo_forge.data.parts import Part
-from halo_forge.data.raw_batches import ROWS_PER_BATCH, RawBatch, row_batches, rows_of
+from halo_forge.data.raw_batches import MAX_BATCH_BYTES, ROWS_PER_BATCH, RawBatch, row_batches, rows_of
 from halo_forge.data.row_work import RowSource
 from halo_forge.data.rows import Row, Say, shown_path
 from halo_forge.data.sources import expand_paths, read_batches
@@ -29,11 +29,15 @@ MAX_UNREADABLE_ROWS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class NumberedBatch:
-    """A batch of source number `source`; `number` counts over all sources."""
+    """Consecutive batches of rows, each with the number of its source; `number` counts over all sources. The ends of
+    small files are gathered, or ten thousand shards would be ten thousand parts."""
 
     number: int
-    source: int
-    raw: RawBatch
+    pieces: tuple[tuple[int, RawBatch], ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(raw.num_bytes for _, raw in self.pieces)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +111,6 @@ def source_sha256(source: Source, data: DataSection) -> str:
     return digest.hexdigest()
 
 
-def num_bytes(sources: Sequence[Source]) -> int:
-    return sum(source.path.stat().st_size if source.path else 2**30 for source in sources)
-
-
 class Inputs:
     """The batches of all sources in order, with the verdict on each source's format told before its first batch.
 
@@ -124,7 +124,20 @@ class Inputs:
             self._look_at(source)
 
     def batches(self) -> Iterator[NumberedBatch]:
-        number = 0
+        """The work in portions of at most about ROWS_PER_BATCH rows and MAX_BATCH_BYTES."""
+        number = num_rows = num_bytes = 0
+        held: list[tuple[int, RawBatch]] = []
+        for at, raw in self._raw_batches():
+            size = raw.num_bytes
+            if held and (num_rows + raw.num_rows > ROWS_PER_BATCH or num_bytes + size > MAX_BATCH_BYTES):
+                yield NumberedBatch(number, tuple(held))
+                number, num_rows, num_bytes, held = number + 1, 0, 0, []
+            held.append((at, raw))
+            num_rows, num_bytes = num_rows + raw.num_rows, num_bytes + size
+        if held:
+            yield NumberedBatch(number, tuple(held))
+
+    def _raw_batches(self) -> Iterator[tuple[int, RawBatch]]:
         left = self.data.max_samples
         for at, source in enumerate(self.sources):
             raw = self._open(source, self.say)
@@ -133,8 +146,7 @@ class Inputs:
                 left -= len(rows)
                 raw = row_batches(source.label, rows, ROWS_PER_BATCH)
             for batch in raw:
-                yield NumberedBatch(number, at, batch)
-                number += 1
+                yield at, batch
 
     def _open(self, source: Source, say: Say) -> Iterator[RawBatch]:
         if source.dataset:
@@ -196,5 +208,6 @@ def num_read(parts: Sequence[Part], sources: Sequence[Source]) -> Counter[str]:
     """Rows that the readers yielded, per source label."""
     read: Counter[str] = Counter()
     for part in parts:
-        read[sources[part.source].label] += part.num_read
+        for source, count in part.num_read.items():
+            read[sources[source].label] += count
     return read

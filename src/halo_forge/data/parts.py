@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from halo_forge.data.split import group_key
 
 SCHEMA = pa.schema(
     [
+        ("source", pa.int32()),
         ("line", pa.int64()),
         ("code", pa.string()),  # why the row is left out
         ("reason", pa.string()),
@@ -67,6 +68,7 @@ def part_of(drafts: Sequence[Draft]) -> pa.RecordBatch:
     weights = [d.weights if ok and d.weights is not None else _NO_WEIGHTS for d, ok in zip(drafts, kept, strict=True)]
     conversations = [draft.conversation for draft in drafts]
     columns = {
+        "source": pa.array([draft.source for draft in drafts], pa.int32()),
         "line": pa.array([draft.line for draft in drafts], pa.int64()),
         "code": pa.array([draft.problem.code if draft.problem else None for draft in drafts], pa.string()),
         "reason": pa.array([draft.problem.reason if draft.problem else None for draft in drafts], pa.string()),
@@ -143,13 +145,12 @@ def _lists(arrays: Sequence[np.ndarray], dtype: type[np.generic]) -> pa.Array:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part file. `source` is the index of the batch's source, `notes` what the readers said, `num_read` how many
-    rows they yielded: the ledger is held against it."""
+    """One part file. `notes` is what the readers said, `num_read` how many rows they yielded, by source: the ledger is
+    held against it."""
 
     path: Path
-    source: int
     notes: tuple[str, ...]
-    num_read: int
+    num_read: Mapping[int, int]
     num_rows: int
 
     def read(self, columns: Sequence[str] | None = None) -> pa.RecordBatch:
@@ -161,9 +162,9 @@ class Part:
             return pa.ipc.open_file(file, options=options).get_batch(0)
 
 
-def write_part(path: Path, batch: pa.RecordBatch, source: int, notes: Sequence[str], num_read: int) -> Part:
+def write_part(path: Path, batch: pa.RecordBatch, notes: Sequence[str], num_read: Mapping[int, int]) -> Part:
     """Whole or not at all: a part that exists is complete."""
-    told = {"source": str(source), "notes": json.dumps(list(notes)), "num_read": str(num_read)}
+    told = {"notes": json.dumps(list(notes)), "num_read": json.dumps(dict(num_read))}
     schema = batch.schema.with_metadata(told)
     staging = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -173,7 +174,7 @@ def write_part(path: Path, batch: pa.RecordBatch, source: int, notes: Sequence[s
     except BaseException:
         staging.unlink(missing_ok=True)
         raise
-    return Part(path, source, tuple(notes), num_read, batch.num_rows)
+    return Part(path, tuple(notes), dict(num_read), batch.num_rows)
 
 
 def open_part(path: Path) -> Part | None:
@@ -185,8 +186,8 @@ def open_part(path: Path) -> Part | None:
                 return None
             metadata = {key.decode(): value.decode() for key, value in (reader.schema.metadata or {}).items()}
             num_rows = reader.get_batch(0).num_rows
-        notes = tuple(json.loads(metadata["notes"]))
-        return Part(path, int(metadata["source"]), notes, int(metadata["num_read"]), num_rows)
+        num_read = {int(source): count for source, count in json.loads(metadata["num_read"]).items()}
+        return Part(path, tuple(json.loads(metadata["notes"])), num_read, num_rows)
     except (pa.ArrowException, OSError, KeyError, ValueError):
         return None
 

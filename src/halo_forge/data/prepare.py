@@ -30,7 +30,7 @@ from halo_forge.data.contamination import BenchmarkIndex
 from halo_forge.data.decisions import Rows, decide
 from halo_forge.data.entries import Told, write_ledger, write_quarantine
 from halo_forge.data.held_out import benchmarks_of
-from halo_forge.data.inputs import Inputs, Source, list_sources, num_bytes, num_read, row_sources, source_sha256
+from halo_forge.data.inputs import Inputs, Source, list_sources, num_read, row_sources, source_sha256
 from halo_forge.data.ledger import LineWriter, Summary, check_totals
 from halo_forge.data.parts import Part
 from halo_forge.data.prepared_report import contamination, flag_notes, mix_of, prepared_record
@@ -39,7 +39,7 @@ from halo_forge.data.reasons import action_table
 from halo_forge.data.row_work import WorkOrder
 from halo_forge.data.split_files import write_splits
 from halo_forge.data.verdict import refuse_decided, refuse_part, refuse_unusable
-from halo_forge.data.workers import PartMaker, num_processes
+from halo_forge.data.workers import PartMaker
 from halo_forge.errors import DataError, RunConflict
 from halo_forge.runs import (
     Notify,
@@ -213,11 +213,10 @@ class _Preparation:
             data=data, actions=self.actions, tokenizer=self.tokenizer,
             benchmarks=BenchmarkIndex.build(self.benchmarks) if self.benchmarks else None,
         )  # fmt: skip
-        num_workers = num_processes(data.num_workers, num_bytes(self.sources))
-        maker = PartMaker(kept.parts, order, row_sources(read), num_workers, self.notify, self.check)
+        maker = PartMaker(kept.parts, order, row_sources(read), data.num_workers, self.notify, self.check)
         parts = []
         for part in maker.parts(read.batches()):
-            refuse_part(part, self.sources[part.source], self.actions)
+            refuse_part(part, self.sources, self.actions)
             parts.append(part)
         for note in dict.fromkeys(note for part in parts for note in part.notes):
             self.say(note)

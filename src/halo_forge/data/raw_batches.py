@@ -35,6 +35,15 @@ class RawBatch:
     data: bytes = b""
     rows: tuple[Row, ...] = ()
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the batch; blank lines and a last line without an end count as one."""
+        return len(self.rows) or self.data.count(b"\n") + (not self.data.endswith(b"\n"))
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.data) or sum(_size(row.value) for row in self.rows)
+
 
 def rows_of(batch: RawBatch) -> tuple[list[Row], list[str]]:
     """(the rows of a batch, notes about it). Blank lines are passed over; `read_batches` tells their number."""

@@ -64,6 +64,7 @@ class WorkOrder:
 class Draft:
     """One row on its way. `problem` set means that it is left out; `found` holds raw excerpts by code."""
 
+    source: int
     line: int
     row: Row
     problem: RowError | None = None
@@ -99,14 +100,16 @@ class RowWorker:
                 reasoning=data.reasoning,
             )  # fmt: skip
 
-    def work(self, rows: Sequence[Row], source: RowSource) -> list[Draft]:
-        drafts = [self._draft(row, source) for row in rows]
+    def work(self, rows: Sequence[tuple[int, Row]], sources: Sequence[RowSource]) -> list[Draft]:
+        """A draft per row, in their order; a row comes with the number of its source."""
+        drafts = [self._draft(row, number, sources[number]) for number, row in rows]
         said = [draft for draft in drafts if draft.problem is None]
         for draft in said:
             assert draft.conversation is not None
             draft.prompt, draft.answer = plain_turns(draft.conversation)
-        if self.order.benchmarks is not None and source.can_be_trained:
-            self._compare_with_benchmarks([draft for draft in said if draft.problem is None])
+        if self.order.benchmarks is not None:
+            trained = [draft for draft in said if draft.problem is None and sources[draft.source].can_be_trained]
+            self._compare_with_benchmarks(trained)
         self._encode([draft for draft in said if draft.problem is None])
         for draft in said:
             self._apply_policy(draft)
@@ -120,8 +123,8 @@ class RowWorker:
                     draft.problem = RowError(code, REASONS[code].meaning)
                     return
 
-    def _draft(self, row: Row, source: RowSource) -> Draft:
-        draft = Draft(line=row.line, row=row, problem=row.problem)
+    def _draft(self, row: Row, number: int, source: RowSource) -> Draft:
+        draft = Draft(source=number, line=row.line, row=row, problem=row.problem)
         if row.problem is not None:
             return draft
         data = self.order.data

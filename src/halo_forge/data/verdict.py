@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from halo_forge.config.schema import Config, RowAction
 from halo_forge.data.decisions import Rows
@@ -16,16 +16,17 @@ from halo_forge.errors import DataError
 NUM_SHOWN_ROWS = 5
 
 
-def refuse_part(part: Part, source: Source, actions: Mapping[str, RowAction]) -> None:
+def refuse_part(part: Part, sources: Sequence[Source], actions: Mapping[str, RowAction]) -> None:
     """Raise DataError for the first row of a part whose reason code stops the run. Contamination is told once all
     rows are read, because one hit says little."""
-    batch = part.read(["code", "line", "reason"])
+    batch = part.read(["code", "source", "line", "reason"])
     codes = batch["code"]
     if codes.null_count == len(codes):
         return
     for at, code in enumerate(codes.to_pylist()):
         if code and actions[code] == "fail" and REASONS[code].kind != "contamination":
-            raise refused_row(f"{source.label}:{batch['line'][at]}", code, batch["reason"][at].as_py())
+            label = sources[batch["source"][at].as_py()].label
+            raise refused_row(f"{label}:{batch['line'][at]}", code, batch["reason"][at].as_py())
 
 
 def refused_row(where: str, code: str, reason: str) -> DataError:

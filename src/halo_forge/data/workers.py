@@ -6,12 +6,13 @@ import os
 import signal
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from halo_forge.data.inputs import NumberedBatch
 from halo_forge.data.parts import Part, open_part, part_of, write_part
 from halo_forge.data.raw_batches import rows_of
 from halo_forge.data.row_work import RowSource, RowWorker, WorkOrder
+from halo_forge.data.rows import Row
 from halo_forge.errors import DataError
 from halo_forge.runs import Notify
 
@@ -27,22 +29,18 @@ MIN_BYTES_FOR_PROCESSES = 8 * 2**20
 BATCHES_IN_FLIGHT = 3
 
 
-def num_processes(asked: int | None, num_bytes: int) -> int:
-    """0 means: in this process."""
-    if asked is not None:
-        return asked
-    return (os.cpu_count() or 1) if num_bytes >= MIN_BYTES_FOR_PROCESSES and (os.cpu_count() or 1) > 1 else 0
-
-
 @dataclass(slots=True)
 class PartMaker:
     """Turns batches into part files of one directory. Parts that are there already are taken as they are: the
-    directory's name stands for everything that they depend on."""
+    directory's name stands for everything that they depend on.
+
+    num_workers  processes; 0 does all in this one; None: one per core where there are enough rows to pay for them
+    """
 
     directory: Path
     order: WorkOrder
     sources: Sequence[RowSource]
-    num_workers: int
+    num_workers: int | None
     notify: Notify
     check: Callable[[], None]
 
@@ -50,14 +48,29 @@ class PartMaker:
         """The part of every batch, in order. Raises DataError where a worker process died."""
         num_rows = 0
         told = time.monotonic()
-        made = self._in_processes(batches) if self.num_workers else self._here(batches)
-        for part in made:
+        for part in self._made(batches):
             num_rows += part.num_rows
             if time.monotonic() - told > 0.5:
                 told = time.monotonic()
                 self.notify("data.progress", {"rows": num_rows, "stage": "prepare"})
             self.check()
             yield part
+
+    def _made(self, batches: Iterator[NumberedBatch]) -> Iterator[Part]:
+        num_workers, first = self.num_workers, list[NumberedBatch]()
+        if num_workers is None:
+            num_workers = os.cpu_count() or 1
+            size = 0
+            while num_workers > 1 and size < MIN_BYTES_FOR_PROCESSES:
+                batch = next(batches, None)
+                if batch is None:
+                    num_workers = 1
+                    break
+                first.append(batch)
+                size += batch.num_bytes
+            num_workers = num_workers if num_workers > 1 else 0
+        todo = chain(first, batches)
+        return self._in_processes(todo, num_workers) if num_workers else self._here(todo)
 
     def _path(self, number: int) -> Path:
         return self.directory / f"part-{number:06d}.arrow"
@@ -68,24 +81,29 @@ class PartMaker:
             part = open_part(self._path(batch.number))
             if part is None:
                 worker = worker or RowWorker(self.order)
-                part = _make(worker, batch, self.sources[batch.source], self._path(batch.number))
+                part = _make(worker, batch, self.sources, self._path(batch.number))
             yield part
 
-    def _in_processes(self, batches: Iterator[NumberedBatch]) -> Iterator[Part]:
+    def _in_processes(self, batches: Iterator[NumberedBatch], num_workers: int) -> Iterator[Part]:
         waiting: deque[Part | Future[Part]] = deque()
-        with _pool(self.order, self.sources, self.num_workers) as pool:
+        with _pool(self.order, self.sources, num_workers) as pool:
             for batch in batches:
                 there = open_part(self._path(batch.number))
                 waiting.append(there or pool.submit(_work, batch, self._path(batch.number)))
-                while len(waiting) >= BATCHES_IN_FLIGHT * self.num_workers:
+                while len(waiting) >= BATCHES_IN_FLIGHT * num_workers:
                     yield _finished(waiting.popleft())
             while waiting:
                 yield _finished(waiting.popleft())
 
 
-def _make(worker: RowWorker, batch: NumberedBatch, source: RowSource, path: Path) -> Part:
-    rows, notes = rows_of(batch.raw)
-    return write_part(path, part_of(worker.work(rows, source)), batch.source, notes, len(rows))
+def _make(worker: RowWorker, batch: NumberedBatch, sources: Sequence[RowSource], path: Path) -> Part:
+    read: list[tuple[int, Row]] = []
+    notes: list[str] = []
+    for source, raw in batch.pieces:
+        rows, said = rows_of(raw)
+        read += [(source, row) for row in rows]
+        notes += said
+    return write_part(path, part_of(worker.work(read, sources)), notes, Counter(source for source, _ in read))
 
 
 def _finished(made: Part | Future[Part]) -> Part:
@@ -94,7 +112,8 @@ def _finished(made: Part | Future[Part]) -> Part:
     except BrokenProcessPool:
         raise DataError(
             "a process that prepared rows was ended from outside, most likely for want of memory",
-            fix="the same command goes on where this one stopped; --set data.num_workers=1 takes less memory",
+            fix="the same command goes on where this one stopped; --set data.num_workers=0 takes less memory, and a "
+            "script that starts this needs it, or its own `if __name__ == '__main__':`",
         ) from None
 
 
@@ -130,4 +149,4 @@ def _end_with(parent: int) -> None:
 
 
 def _work(batch: NumberedBatch, path: Path) -> Part:
-    return _make(_worker, batch, _sources[batch.source], path)
+    return _make(_worker, batch, _sources, path)
