@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from halo_forge.chat import read_conversations
 from halo_forge.config.schema import Config, DataSection
 from halo_forge.data import check_file, prepare
 from halo_forge.data.decisions import Rows
+from halo_forge.data.parts import Part
 from halo_forge.errors import DataError
 from halo_forge.runs import RunDirectory
 
@@ -124,9 +126,9 @@ def test_a_row_not_written_stops_the_stage(
 ) -> None:
     write = PREPARE.write_splits
 
-    def forgetting(rows: Rows, directory: Path) -> Any:
-        rows.split[5] = -1
-        return write(rows, directory)
+    def forgetting(parts: list[Part], split_of: np.ndarray, directory: Path) -> Any:
+        split_of[5] = -1
+        return write(parts, split_of, directory)
 
     monkeypatch.setattr(PREPARE, "write_splits", forgetting)
     with pytest.raises(DataError, match="does not add up: it keeps"):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 ROWS_TO_LEARN = 64
 """A kind is learnt once this many of its rows were met: learning costs about as much as encoding them."""
 ROWS_WATCHED_FIRST = 32
-WATCH_EVERY = 256
+WATCH_EVERY = 1000
 _INFINITE = float("inf")
 
 

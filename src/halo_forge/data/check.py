@@ -75,8 +75,8 @@ def examine(config: Config, directory: Path, tokenizer: Any = None, notify: Noti
     benchmarks = benchmarks_of(data)
     index = BenchmarkIndex.build(benchmarks) if benchmarks else None
     order = WorkOrder(data=data, actions=actions, benchmarks=index, tokenizer=tokenizer)
-    maker = PartMaker(directory, order, row_sources(read), data.num_workers, notify, lambda: None)
-    parts = list(maker.parts(read.batches()))
+    with PartMaker(directory, order, row_sources(read), data.num_workers, notify, lambda: None) as workers:
+        parts = list(workers.parts(read.batches()))
     for note in dict.fromkeys(note for part in parts for note in part.notes):
         say(note)
     rows = Rows.of(parts, listed)

@@ -35,6 +35,8 @@ NARROW = (
 NUM_SHOWN = 5
 TOXIC_FROM = 0.5
 TEXTS_AT_ONCE = 1024
+NUM_RECENT = 512
+"""So many plain texts are held: of a pair that is compared, each is asked for several times."""
 
 
 @dataclass(slots=True)
@@ -124,6 +126,7 @@ class TextOf:
         self.parts = parts
         self.starts = np.concatenate(([0], np.cumsum([part.num_rows for part in parts]))).astype(np.int64)
         self._open: dict[int, pa.Array] = {}
+        self._recent: dict[int, tuple[str, str]] = {}
 
     def line(self, row: int) -> bytes:
         number = int(np.searchsorted(self.starts, row, side="right")) - 1
@@ -132,7 +135,12 @@ class TextOf:
         return bytes(self._open[number][row - int(self.starts[number])].as_py())
 
     def turns(self, row: int) -> tuple[str, str]:
-        return plain_turns(conversation_from_line(self.line(row)))
+        found = self._recent.get(row)
+        if found is None:
+            if len(self._recent) >= NUM_RECENT:
+                self._recent.clear()
+            found = self._recent[row] = plain_turns(conversation_from_line(self.line(row)))
+        return found
 
     def __call__(self, row: int) -> str:
         return near_text(*self.turns(row))

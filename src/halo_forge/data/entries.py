@@ -76,26 +76,27 @@ def write_ledger(rows: Rows, writer: LineWriter | None) -> tuple[Summary, list[T
     start = 0
     for part in rows.parts:
         told = {item.row: item for item in entries_of(rows, part, start)}
+        here = slice(start, start + part.num_rows)
+        columns = (rows.source[here].tolist(), rows.split[here].tolist(), rows.columns["line"][here].tolist())
         plain: dict[int, Counter[str]] = defaultdict(Counter)
         lines: list[str] = []
-        for row in range(start, start + part.num_rows):
+        for row, source, split, line in zip(range(start, here.stop), *columns, strict=True):
             item = told.get(row)
-            if item is not None:
-                summary.count(item.entry)
-                new = [code for code in item.entry.all_codes if seen[code] < NUM_EXAMPLES]
-                seen.update(new)
-                if new:
-                    shown.append(item)
+            if item is None:
+                plain[source][SPLITS[split]] += 1
                 if writer:
-                    lines.append(json.dumps(item.entry.to_dict(), ensure_ascii=False))
+                    lines.append(
+                        f'{{"file": {labels[source]}, "line": {line}, "action": "kept", "code": null, '
+                        f'"reason": null, "split": "{SPLITS[split]}", "excerpt": null}}'
+                    )
                 continue
-            split, source = SPLITS[rows.split[row]], int(rows.source[row])
-            plain[source][split] += 1
+            summary.count(item.entry)
+            new = [code for code in item.entry.all_codes if seen[code] < NUM_EXAMPLES]
+            seen.update(new)
+            if new:
+                shown.append(item)
             if writer:
-                lines.append(
-                    f'{{"file": {labels[source]}, "line": {rows.columns["line"][row]}, "action": "kept", "code": null, '
-                    f'"reason": null, "split": "{split}", "excerpt": null}}'
-                )
+                lines.append(json.dumps(item.entry.to_dict(), ensure_ascii=False))
         for source, splits in plain.items():
             summary.count_kept(rows.sources[source].label, splits)
         if writer and lines:

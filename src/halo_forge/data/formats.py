@@ -22,7 +22,6 @@ from __future__ import annotations
 import difflib
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from typing import Any
 
 from halo_forge.chat.records import Conversation, MediaPart, Message, SourceRef
 from halo_forge.config.schema import RowFormat
-from halo_forge.data.content_parts import media_column, refused_media, text_of
+from halo_forge.data.content_parts import media_column, refused_media
 from halo_forge.data.conversation_shapes import LIST_COLUMNS, row_messages
 from halo_forge.data.identity import content_sha256, conversation_id, prompt_key
 from halo_forge.data.rows import Row
@@ -233,7 +232,6 @@ def convert(
         id=content_sha256(turns, tools), messages=turns, source=SourceRef(path=row.path, line=row.line), tools=tools,
         slices=_slices(value.get("slices")), weight=_weight(value.get("weight")),
     )  # fmt: skip
-    _find_flags(turns, flags)
     return Converted(
         conversation=conversation, prompt_key=key, fixes=tuple(sorted(fixes)), flags=tuple(sorted(flags)), format=format
     )
@@ -281,12 +279,3 @@ def _slices(raw: Any) -> dict[str, str]:
     if not isinstance(raw, dict) or not all(isinstance(label, str | None) for label in raw.values()):
         raise RowError("bad_slices", 'slices is an object of names and labels: {"language": "de"}')
     return {str(name): label for name, label in raw.items() if label is not None}
-
-
-def _find_flags(turns: Sequence[Message], flags: set[str]) -> None:
-    for turn in turns:
-        text = text_of(turn)
-        if not text.replace("\n", "").isprintable() and CONTROL.search(text):
-            flags.add("control_characters")
-        if not text.isascii() and not unicodedata.is_normalized("NFC", text):
-            flags.add("not_nfc")

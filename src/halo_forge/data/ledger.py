@@ -37,6 +37,12 @@ SECRET = re.compile(
     """,
     re.X,
 )
+SECRET_SIGNS = (
+    "@", "-----begin", "sk-", "sk_", "pk-", "pk_", "rk-", "rk_", "hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_",
+    "github_pat_", "glpat-", "xox", "akia", "aiza", "eyj", "password", "passwd", "secret", "token", "apikey", "api_key",
+    "api-key", "bearer",
+)  # fmt: skip
+"""Without one of these, casefolded, a text holds nothing that SECRET finds: a hundred times quicker to see."""
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -44,7 +50,11 @@ def redacted(text: str) -> str:
     """At most 120 characters, safe to print and to pass on."""
     if len(text) >= EXCERPT_SOURCE_CHARS:  # its last word is cut, and half a secret is not recognised
         text = re.sub(r"""[^\s",:{}\[\]]+$""", "", text) + "…"
-    text = UNPRINTABLE.sub(lambda match: f"\\u{ord(match.group()):04x}", SECRET.sub("[redacted]", text))
+    lowered = text.casefold()
+    if any(sign in lowered for sign in SECRET_SIGNS):
+        text = SECRET.sub("[redacted]", text)
+    if not text.isprintable():
+        text = UNPRINTABLE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
     return text if len(text) <= EXCERPT_CHARS else text[: EXCERPT_CHARS - 1] + "…"
 
 

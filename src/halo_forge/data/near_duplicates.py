@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
@@ -142,15 +143,15 @@ def _digest_rows(grams: np.ndarray, offsets: np.ndarray) -> list[list[int]]:
     return rows
 
 
-def gram_set(text: str) -> frozenset[str]:
+def gram_set(text: str) -> frozenset[tuple[str, ...]]:
     """The word 5-grams of a plain text: what two rows are compared by."""
     words = text.split()
     if len(words) < GRAM_WORDS:
-        return frozenset([" ".join(words)] if words else [])
-    return frozenset(" ".join(words[at : at + GRAM_WORDS]) for at in range(len(words) - GRAM_WORDS + 1))
+        return frozenset([tuple(words)] if words else [])
+    return frozenset(zip(*(words[at:] for at in range(GRAM_WORDS)), strict=False))
 
 
-def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
+def jaccard(left: frozenset[Any], right: frozenset[Any]) -> float:
     """Shared grams over all grams; 0 where either has none."""
     shared = len(left & right)
     return shared / (len(left) + len(right) - shared) if shared else 0.0
@@ -225,9 +226,9 @@ class _RecentGrams:
 
     def __init__(self, text_of: Callable[[int], str]) -> None:
         self.text_of = text_of
-        self.recent: dict[int, frozenset[str]] = {}
+        self.recent: dict[int, frozenset[tuple[str, ...]]] = {}
 
-    def of(self, row: int) -> frozenset[str]:
+    def of(self, row: int) -> frozenset[tuple[str, ...]]:
         grams = self.recent.get(row)
         if grams is None:
             if len(self.recent) >= 512:

@@ -186,11 +186,13 @@ class _Preparation:
     def make(self, kept: PreparedSet, run: RunDirectory) -> PreparedData:
         started = time.monotonic()
         read = Inputs(self.sources, self.config.data, self.say)
-        parts = self._parts(read, kept)
-        rows = Rows.of(parts, self.sources)
-        decide(rows, self.config.data, self.actions, self.notify)
-        summary, told = self._ledger(rows, kept, run)
-        splits = write_splits(rows, kept.path)
+        with self._workers(read, kept) as workers:
+            parts = self._parts(workers, read)
+            rows = Rows.of(parts, self.sources)
+            decide(rows, self.config.data, self.actions, self.notify)
+            splits_written = workers.beside(write_splits, parts, rows.split, kept.path)
+            summary, told = self._ledger(rows, kept, run)
+            splits = splits_written()
         check_totals(summary, num_read(parts, self.sources), {name: split.rows for name, split in splits.items()})
         mix = mix_of(rows, self.config)
         for note in [*rows.notes, *(mix.notes if mix else ()), *flag_notes(summary)]:
@@ -206,16 +208,18 @@ class _Preparation:
         shutil.rmtree(kept.parts, ignore_errors=True)
         return prepared
 
-    def _parts(self, read: Inputs, kept: PreparedSet) -> list[Part]:
+    def _workers(self, read: Inputs, kept: PreparedSet) -> PartMaker:
         data = self.config.data
         kept.parts.mkdir(exist_ok=True)
         order = WorkOrder(
             data=data, actions=self.actions, tokenizer=self.tokenizer,
             benchmarks=BenchmarkIndex.build(self.benchmarks) if self.benchmarks else None,
         )  # fmt: skip
-        maker = PartMaker(kept.parts, order, row_sources(read), data.num_workers, self.notify, self.check)
+        return PartMaker(kept.parts, order, row_sources(read), data.num_workers, self.notify, self.check)
+
+    def _parts(self, workers: PartMaker, read: Inputs) -> list[Part]:
         parts = []
-        for part in maker.parts(read.batches()):
+        for part in workers.parts(read.batches()):
             refuse_part(part, self.sources, self.actions)
             parts.append(part)
         for note in dict.fromkeys(note for part in parts for note in part.notes):

@@ -139,10 +139,14 @@ class Inspector:
     ) -> str | None:
         prompt = prompts[-1] if prompts else ""
         watched = _watched_words()
-        is_toxic = not watched.isdisjoint(language.words_of(_utf8("\n".join(prompts))))
+        asked = language.words_of(_utf8("\n".join(prompts)))
+        is_toxic = not watched.isdisjoint(asked)
+        longest: tuple[str, list[bytes]] = ("", [])
         for answer in answers:
             raw = _utf8(answer)
             words = language.words_of(raw)
+            if len(answer) >= len(longest[0]):
+                longest = answer, words
             may_repeat = reading.needs_repetition_check(answer, raw, len(words), len(set(words)))
             if may_repeat and (loop := reading.repetition(answer)):
                 found.setdefault("repetition", loop)
@@ -159,14 +163,18 @@ class Inspector:
                 found["truncated_answer"] = cut
             if prompts and (shared := reading.echo(answers[0], prompts[0])):
                 found["echoes_prompt"] = shared
-        return self._language(prompts, max(answers, key=len), found) if self._measures_language else None
+        return self._language(prompts, asked, *longest, found) if self._measures_language else None
 
-    def _language(self, prompts: list[str], answer: str, found: dict[str, str]) -> str:
-        spoken = language.language_of(answer)
+    def _language(
+        self, prompts: list[str], asked_words: list[bytes], answer: str, words: list[bytes], found: dict[str, str]
+    ) -> str:
+        spoken = language.language_of(answer, words)
         if spoken == language.UNKNOWN:
             return spoken
         if self.languages is not None and spoken not in self.languages:
             found["other_language"] = f"{spoken}: {answer[: reading.EXCERPT_CHARS - 4]}"
+        if spoken == "en" and len(prompts) == 1 and language.is_english(asked_words):
+            return spoken
         prompt = prompts[-1] if prompts else ""
         if prompt and sum(map(prompt.count, _FREQUENT_WORDS.get(spoken, ()))) < 2:
             asked = language.language_of(prompt, min_probability=language.VERY_SURE_PROBABILITY)

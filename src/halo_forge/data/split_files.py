@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pyarrow as pa  # type: ignore[import-untyped]
 
 from halo_forge.artifacts import SplitReport
 from halo_forge.chat.store import EXAMPLE_SCHEMA, ExampleWriter
-from halo_forge.data.decisions import Rows
 from halo_forge.data.ledger import LineWriter
+from halo_forge.data.parts import Part
 from halo_forge.data.split import SPLITS
 
 WIDE = ("id", "conversation", "num_tokens", "num_supervised", "input_ids", "loss_weights")
@@ -45,16 +46,19 @@ def split_names(split: str) -> tuple[str, str]:
     return f"{split}.conversations.jsonl", f"{split}.examples.arrow"
 
 
-def write_splits(rows: Rows, directory: Path) -> dict[str, SplitReport]:
-    """Write conversations and examples of every split, also of an empty one. Nothing appears before all is durable."""
+def write_splits(parts: Sequence[Part], split_of: np.ndarray, directory: Path) -> dict[str, SplitReport]:
+    """Write conversations and examples of every split, also of an empty one. Nothing appears before all is durable.
+
+    split_of  int8 [num_rows]  index into SPLITS, or -1 for a row that is left out
+    """
     writers = [
         _SplitWriter(LineWriter(directory / conversations), ExampleWriter(directory / examples))
         for conversations, examples in map(split_names, SPLITS)
     ]
     try:
         start = 0
-        for part in rows.parts:
-            split = rows.split[start : start + part.num_rows]
+        for part in parts:
+            split = split_of[start : start + part.num_rows]
             start += part.num_rows
             if (split < 0).all():
                 continue

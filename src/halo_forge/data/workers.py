@@ -10,11 +10,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, TypeVar
 
 from halo_forge.data.inputs import NumberedBatch
 from halo_forge.data.parts import Part, open_part, part_of, write_part
@@ -27,12 +28,13 @@ from halo_forge.runs import Notify
 MIN_BYTES_FOR_PROCESSES = 8 * 2**20
 """Below this, starting processes (two seconds each, for the tokenizer) costs more than it saves."""
 BATCHES_IN_FLIGHT = 3
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class PartMaker:
     """Turns batches into part files of one directory. Parts that are there already are taken as they are: the
-    directory's name stands for everything that they depend on.
+    directory's name stands for everything that they depend on. A context: its processes end with it.
 
     num_workers  processes; 0 does all in this one; None: one per core where there are enough rows to pay for them
     """
@@ -43,12 +45,21 @@ class PartMaker:
     num_workers: int | None
     notify: Notify
     check: Callable[[], None]
+    _pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> PartMaker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
     def parts(self, batches: Iterator[NumberedBatch]) -> Iterator[Part]:
         """The part of every batch, in order. Raises DataError where a worker process died."""
         num_rows = 0
         told = time.monotonic()
-        for part in self._made(batches):
+        num_workers, batches = self._enough(batches)
+        for part in self._in_processes(batches, num_workers) if num_workers else self._here(batches):
             num_rows += part.num_rows
             if time.monotonic() - told > 0.5:
                 told = time.monotonic()
@@ -56,21 +67,24 @@ class PartMaker:
             self.check()
             yield part
 
-    def _made(self, batches: Iterator[NumberedBatch]) -> Iterator[Part]:
-        num_workers, first = self.num_workers, list[NumberedBatch]()
-        if num_workers is None:
-            num_workers = os.cpu_count() or 1
-            size = 0
-            while num_workers > 1 and size < MIN_BYTES_FOR_PROCESSES:
-                batch = next(batches, None)
-                if batch is None:
-                    num_workers = 1
-                    break
+    def beside(self, work: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+        """Do other work in one of the processes; what is returned waits for it. Without processes it is done then."""
+        if self._pool is None:
+            return partial(work, *arguments)
+        return partial(_finished, self._pool.submit(work, *arguments))
+
+    def _enough(self, batches: Iterator[NumberedBatch]) -> tuple[int, Iterator[NumberedBatch]]:
+        """(how many processes, the batches again)"""
+        if self.num_workers is not None:
+            return self.num_workers, batches
+        num_cores, num_bytes, first = os.cpu_count() or 1, 0, list[NumberedBatch]()
+        if num_cores > 1:
+            for batch in batches:
                 first.append(batch)
-                size += batch.num_bytes
-            num_workers = num_workers if num_workers > 1 else 0
-        todo = chain(first, batches)
-        return self._in_processes(todo, num_workers) if num_workers else self._here(todo)
+                num_bytes += batch.num_bytes
+                if num_bytes >= MIN_BYTES_FOR_PROCESSES:
+                    return num_cores, chain(first, batches)
+        return 0, chain(first, batches)
 
     def _path(self, number: int) -> Path:
         return self.directory / f"part-{number:06d}.arrow"
@@ -86,14 +100,15 @@ class PartMaker:
 
     def _in_processes(self, batches: Iterator[NumberedBatch], num_workers: int) -> Iterator[Part]:
         waiting: deque[Part | Future[Part]] = deque()
-        with _pool(self.order, self.sources, num_workers) as pool:
-            for batch in batches:
-                there = open_part(self._path(batch.number))
-                waiting.append(there or pool.submit(_work, batch, self._path(batch.number)))
-                while len(waiting) >= BATCHES_IN_FLIGHT * num_workers:
-                    yield _finished(waiting.popleft())
-            while waiting:
+        start = (self.order, self.sources, os.getpid())
+        self._pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _start, start)
+        for batch in batches:
+            there = open_part(self._path(batch.number))
+            waiting.append(there or self._pool.submit(_work, batch, self._path(batch.number)))
+            while len(waiting) >= BATCHES_IN_FLIGHT * num_workers:
                 yield _finished(waiting.popleft())
+        while waiting:
+            yield _finished(waiting.popleft())
 
 
 def _make(worker: RowWorker, batch: NumberedBatch, sources: Sequence[RowSource], path: Path) -> Part:
@@ -106,26 +121,15 @@ def _make(worker: RowWorker, batch: NumberedBatch, sources: Sequence[RowSource],
     return write_part(path, part_of(worker.work(read, sources)), notes, Counter(source for source, _ in read))
 
 
-def _finished(made: Part | Future[Part]) -> Part:
+def _finished(made: T | Future[T]) -> T:
     try:
-        return made if isinstance(made, Part) else made.result()
+        return made.result() if isinstance(made, Future) else made
     except BrokenProcessPool:
         raise DataError(
             "a process that prepared rows was ended from outside, most likely for want of memory",
             fix="the same command goes on where this one stopped; --set data.num_workers=0 takes less memory, and a "
             "script that starts this needs it, or its own `if __name__ == '__main__':`",
         ) from None
-
-
-@contextmanager
-def _pool(order: WorkOrder, sources: Sequence[RowSource], num_workers: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(
-        num_workers, mp_context=get_context("spawn"), initializer=_start, initargs=(order, sources, os.getpid())
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 _worker: RowWorker

@@ -25,7 +25,7 @@ from halo_forge.chat import (
     write_conversations,
     write_examples,
 )
-from halo_forge.chat.store import ExampleWriter
+from halo_forge.chat.store import ExampleWriter, conversation_line
 from halo_forge.errors import DataError
 
 TEXT = st.text(max_size=20)  # surrogates and control characters included
@@ -68,6 +68,15 @@ def test_conversations_come_back_whole(rows: list[Conversation], tmp_path_factor
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert write_conversations(path.with_name("b.jsonl"), iter(rows)) == digest
     assert path.read_bytes().count(b"\n") == len(rows), "one line a row, whatever line breaks the text holds"
+
+
+@settings(max_examples=100, deadline=None)
+@given(row=CONVERSATIONS)
+def test_a_line_is_what_the_json_module_would_write(row: Conversation) -> None:
+    """The quick way of writing a usual message must not be seen in the file."""
+    line = conversation_line(row)
+    plainly, escaped = (json.dumps(json.loads(line), ensure_ascii=ascii) + "\n" for ascii in (False, True))
+    assert line.decode() == (escaped if any("\ud800" <= letter <= "\udfff" for letter in plainly) else plainly)
 
 
 def test_text_is_readable_and_lines_are_json(tmp_path: Path) -> None:

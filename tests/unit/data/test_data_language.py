@@ -87,3 +87,22 @@ def test_without_the_package_nothing_is_measured(monkeypatch: pytest.MonkeyPatch
         assert not language.is_available()
     finally:
         language._model_file.cache_clear()
+
+
+def test_plain_english_is_told_without_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    model = language._model()
+    monkeypatch.setattr(language, "_model", lambda: asked.append("") or model)
+    assert language_of("The ships of this harbour leave each morning, and they are back before the night.") == "en"
+    assert asked == []
+
+
+def test_a_text_that_quotes_english_is_in_its_own_language() -> None:
+    quote = '"The cat is with you and it will stay"'
+    assert language_of(f"Der Satz {quote} und seine Übersetzung ist nicht ganz richtig.") != "en"
+    assert language_of(f"La phrase {quote} est traduite et les mots sont dans le bon ordre.") != "en"
+
+
+def test_program_text_with_english_comments_is_unknown() -> None:
+    code = "def add(a, b):\n    # this is the sum of the two, and it will be returned to you\n    return {a + b};\n" * 2
+    assert language_of(code) == UNKNOWN

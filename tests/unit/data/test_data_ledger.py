@@ -8,8 +8,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from halo_forge.data.ledger import Entry, LineWriter, Summary, check_totals, redacted
+from halo_forge.data.ledger import SECRET, SECRET_SIGNS, Entry, LineWriter, Summary, check_totals, redacted
 from halo_forge.errors import DataError
 
 SECRETS = [
@@ -107,3 +109,10 @@ def test_the_file_appears_whole_with_its_hash(tmp_path: Path) -> None:
     assert lines[2] | {"reason": "column 1", "excerpt": "{"} == lines[2]
     assert lines[3]["code"] == "not_nfc"
     assert [path.name for path in tmp_path.iterdir()] == ["ledger.jsonl"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.from_regex(SECRET))
+def test_whatever_the_pattern_finds_has_a_sign_of_it(text: str) -> None:
+    """The signs are looked for first; a secret without one would be printed."""
+    assert any(sign in text.casefold() for sign in SECRET_SIGNS)
