@@ -6,7 +6,7 @@
 The rows are GSM8K's with their numbers and names changed, so that they are different rows of the same kind; a seeded
 10 % are exact copies, 5 % near-duplicates (one or two words changed) and 0.5 % repeat a benchmark item. The built file
 says which are which, so that the run also tells how many were found. Memory is the peak of this process and its
-workers together, sampled every 50 ms.
+workers together, sampled every 250 ms.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _leaked_rows(benchmarks: Path) -> list[dict[str, str]]:
 
 
 class PeakMemory(threading.Thread):
-    """Memory of this process and its workers together, without mapped files, sampled every 50 ms."""
+    """Memory of this process and its workers together, without mapped files, sampled every 250 ms."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -121,7 +121,7 @@ class PeakMemory(threading.Thread):
                 except psutil.Error:
                     continue
             self.peak_bytes = max(self.peak_bytes, total)
-            time.sleep(0.05)
+            time.sleep(0.25)
 
 
 def run_once(rows_file: Path, benchmarks: Path, model: str, workers: int | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Set
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,15 @@ _CODE_LINE = re.compile(
 )
 _CODE_SIGNS = b'_(){};"'
 _ENGLISH = frozenset(
-    b"the and of is that are with this how they you from he she each it its were which there will their would".split()
+    b"the and of is that are with this how they you from he she each it its were which there their would for has have "
+    b"had her his him was be been so than then after more who what when".split()
 )
-"""Words that hold English together; few other languages have even two of them."""
 MIN_ENGLISH_WORDS = 3
-_NOT_ENGLISH = frozenset(b"der und ist le les est el los que il che di het een van og och jest nie".split())
+_NOT_ENGLISH = frozenset(
+    b"der und ist das nicht ein le les est une el los que es il che di het een van niet og det til ikke och att som "
+    b"jest nie yang dan ang mga bir ve".split()
+)
+"""Words that hold English together, and those of languages that share a few of them."""
 _KANA = re.compile("[\u3040-\u30ff]")
 _ISO_639_1 = {"als": "de", "arz": "ar", "azb": "az", "bar": "de", "ckb": "ku", "cmn": "zh", "lzh": "zh", "nds": "de",
               "pnb": "pa", "wuu": "zh", "yue": "zh", "sh": "sr", "simple": "en"}  # fmt: skip
@@ -69,14 +73,15 @@ def words_of(raw: bytes) -> list[bytes]:
     return raw.translate(_WORD_BYTES).split()
 
 
-def language_of(text: str, words: Sequence[bytes] | None = None, *, min_probability: float = SURE_PROBABILITY) -> str:
+def language_of(text: str, distinct: Set[bytes] | None = None, *, min_probability: float = SURE_PROBABILITY) -> str:
     """ISO 639-1 code (ISO 639-3 where there is none) or "unknown". Needs `is_available()`. 5 us for plain English,
-    which is told by its words, about 30 us for what the model must tell. `words` are those of the text, if known."""
+    which is told by its words, about 30 us for what the model must tell. `distinct` is the set of all its words, where
+    that is known."""
     if "```" in text:
-        text, words = _CODE_BLOCK.sub(" ", text), None
+        text, distinct = _CODE_BLOCK.sub(" ", text), None
     head = text[: 3 * SEEN_CHARS]
-    words = words_of(text[: 6 * SEEN_CHARS].encode("utf-8", "replace")) if words is None else words[:SEEN_CHARS]
-    if is_english(words):
+    words = words_of(head.encode("utf-8", "replace"))
+    if is_english(set(words) if distinct is None else distinct):
         return UNKNOWN if _is_code(head, "en") else "en"
     sample = b" ".join([word for word in words[:40] if word[0] > 0x39]).decode("utf-8", "ignore")[:SEEN_CHARS]
     num_letters = len(sample) - sample.count(" ")
@@ -93,7 +98,7 @@ def language_of(text: str, words: Sequence[bytes] | None = None, *, min_probabil
     return _ISO_639_1.get(code, code)
 
 
-def is_english(words: Sequence[bytes]) -> bool:
+def is_english(words: Set[bytes]) -> bool:
     """Whether words (`words_of`) surely are of an English text; most English texts of a few sentences are seen."""
     return len(_ENGLISH.intersection(words)) >= MIN_ENGLISH_WORDS and _NOT_ENGLISH.isdisjoint(words)
 

@@ -7,7 +7,7 @@ checks themselves, each run only where a scan says that it could find something.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -139,21 +139,22 @@ class Inspector:
     ) -> str | None:
         prompt = prompts[-1] if prompts else ""
         watched = _watched_words()
-        asked = language.words_of(_utf8("\n".join(prompts)))
+        asked = set(language.words_of(_utf8("\n".join(prompts))))
         is_toxic = not watched.isdisjoint(asked)
-        longest: tuple[str, list[bytes]] = ("", [])
+        longest: tuple[str, set[bytes]] = ("", set())
         for answer in answers:
             raw = _utf8(answer)
             words = language.words_of(raw)
+            distinct = set(words)
             if len(answer) >= len(longest[0]):
-                longest = answer, words
-            may_repeat = reading.needs_repetition_check(answer, raw, len(words), len(set(words)))
+                longest = answer, distinct
+            may_repeat = reading.needs_repetition_check(answer, raw, len(words), len(distinct))
             if may_repeat and (loop := reading.repetition(answer)):
                 found.setdefault("repetition", loop)
-            is_watched = not watched.isdisjoint(words)
+            is_watched = not watched.isdisjoint(distinct)
             is_toxic |= is_watched
             if not is_document:
-                _look_at_answer(answer, prompt, words if is_watched else (), found)
+                _look_at_answer(answer, prompt, distinct if is_watched else frozenset(), found)
         if is_toxic:
             found.update(_toxic_finding([*prompts, *answers]))
         if not answers:
@@ -166,7 +167,7 @@ class Inspector:
         return self._language(prompts, asked, *longest, found) if self._measures_language else None
 
     def _language(
-        self, prompts: list[str], asked_words: list[bytes], answer: str, words: list[bytes], found: dict[str, str]
+        self, prompts: list[str], asked_words: Set[bytes], answer: str, words: Set[bytes], found: dict[str, str]
     ) -> str:
         spoken = language.language_of(answer, words)
         if spoken == language.UNKNOWN:
@@ -293,10 +294,10 @@ def _safe(excerpt: str) -> str:
     return excerpt if redacted == plain else redacted
 
 
-def _look_at_answer(answer: str, prompt: str, words: Sequence[bytes], found: dict[str, str]) -> None:
+def _look_at_answer(answer: str, prompt: str, words: Set[bytes], found: dict[str, str]) -> None:
     """`words` may be empty where none of them is watched for."""
     if words:
-        for code, where in reading.phrase_findings(answer, frozenset(words)):
+        for code, where in reading.phrase_findings(answer, words):
             found.setdefault(code, where)
     if "```" in answer or "~~~" in answer:
         mark = cleaning.open_fence(answer)
