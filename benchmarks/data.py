@@ -93,7 +93,7 @@ def _nearly(row: dict[str, str], pick: random.Random) -> dict[str, str]:
 
 
 def _leaked_rows(benchmarks: Path) -> list[dict[str, str]]:
-    from halo_forge.data.benchmark_items import load_benchmark
+    from halo_forge.data.overlap.benchmark_items import load_benchmark
 
     return [
         {"question": item.prompt, "answer": item.answer or "?"} for item in load_benchmark("gsm8k", benchmarks).items

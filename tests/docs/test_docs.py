@@ -21,7 +21,7 @@ from halo_forge.cli.main import build
 from halo_forge.config import load_config
 from halo_forge.config.keys import KEYS, SECTIONS
 from halo_forge.data import check_file
-from halo_forge.data.formats import FORMATS
+from halo_forge.data.conversion.formats import FORMATS
 from halo_forge.errors import ExitCode
 from halo_forge.evaluate.scorers import METRICS
 from training_runs import write_rows

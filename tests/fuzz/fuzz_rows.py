@@ -23,9 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from halo_forge.data.formats import convert, detect
-from halo_forge.data.rows import Row
-from halo_forge.data.sources import read_batches, rows_of
+from halo_forge.data.conversion.formats import convert, detect
+from halo_forge.data.files.rows import Row
+from halo_forge.data.files.sources import read_batches, rows_of
 from halo_forge.errors import DataError, RowError
 from malformed.malformed_rows import CASES, SENTENCES
 

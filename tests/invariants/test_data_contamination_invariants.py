@@ -9,9 +9,9 @@ import unicodedata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halo_forge.data.benchmark_items import Benchmark, BenchmarkItem
-from halo_forge.data.contamination import KINDS, BenchmarkIndex, Hit, _num_common_in_order, words_text
-from halo_forge.data.plain_text import plain
+from halo_forge.data.overlap.benchmark_items import Benchmark, BenchmarkItem
+from halo_forge.data.overlap.contamination import KINDS, BenchmarkIndex, Hit, _num_common_in_order, words_text
+from halo_forge.data.overlap.plain_text import plain
 
 VOCABULARY = [f"{letter}{other}" for letter in "abcdefgh" for other in "aeiou"]
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halo_forge.data.duplicates import exact_keys, find_exact
-from halo_forge.data.near_duplicates import find_near, fingerprints, gram_set, jaccard, near_groups
-from halo_forge.data.plain_text import plain
+from halo_forge.data.overlap.duplicates import exact_keys, find_exact
+from halo_forge.data.overlap.near_duplicates import find_near, fingerprints, gram_set, jaccard, near_groups
+from halo_forge.data.overlap.plain_text import plain
 
 WORDS = [f"w{number}" for number in range(40)]
 ANY_TEXT = st.text(max_size=60)
@@ -128,9 +128,9 @@ def test_batches_do_not_change_fingerprints(texts: list[str], cut: int) -> None:
 
 ANOTHER_PROCESS = """
 import hashlib, json, sys
-from halo_forge.data.benchmark_items import Benchmark, BenchmarkItem
-from halo_forge.data.contamination import BenchmarkIndex
-from halo_forge.data.near_duplicates import fingerprints
+from halo_forge.data.overlap.benchmark_items import Benchmark, BenchmarkItem
+from halo_forge.data.overlap.contamination import BenchmarkIndex
+from halo_forge.data.overlap.near_duplicates import fingerprints
 texts = json.load(sys.stdin)
 prints = fingerprints(texts, texts[::-1])
 items = tuple(BenchmarkItem(id=str(n), prompt=text, answer="") for n, text in enumerate(texts[::3]))
@@ -143,8 +143,8 @@ print(hashlib.sha256(prints.exact.tobytes() + prints.bands.tobytes() + repr(hits
 def test_processes_with_other_hash_seeds_agree(seed: str) -> None:
     rng = random.Random(4)
     texts = [" ".join(rng.choice(WORDS) for _ in range(rng.randrange(60))) for _ in range(120)] + ["naïve 中文", ""]
-    from halo_forge.data.benchmark_items import Benchmark, BenchmarkItem
-    from halo_forge.data.contamination import BenchmarkIndex
+    from halo_forge.data.overlap.benchmark_items import Benchmark, BenchmarkItem
+    from halo_forge.data.overlap.contamination import BenchmarkIndex
 
     prints = fingerprints(texts, texts[::-1])
     items = tuple(BenchmarkItem(id=str(n), prompt=text, answer="") for n, text in enumerate(texts[::3]))
@@ -161,7 +161,7 @@ def test_no_threads_are_started_so_that_workers_may_be_forked() -> None:
     """rensa's thread pool would make a process that is forked afterwards wait for ever."""
     code = """
 import os
-from halo_forge.data.near_duplicates import fingerprints
+from halo_forge.data.overlap.near_duplicates import fingerprints
 import rensa
 before = len(os.listdir("/proc/self/task"))
 texts = [f"row {n} has {'many and more words ' * 40}" for n in range(1500)] + [" ".join(map(str, range(100000)))]

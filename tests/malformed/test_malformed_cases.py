@@ -21,9 +21,9 @@ import pytest
 from halo_forge.chat import ChatEncoder
 from halo_forge.config.schema import Config, DataSection
 from halo_forge.data import CheckReport, check, check_file
-from halo_forge.data.formats import convert
-from halo_forge.data.rows import Row
-from halo_forge.data.sources import read_rows
+from halo_forge.data.conversion.formats import convert
+from halo_forge.data.files.rows import Row
+from halo_forge.data.files.sources import read_rows
 from halo_forge.errors import DataError, ExitCode, RowError
 from malformed.malformed_files import SHOWN
 from malformed.malformed_rows import Case, asked, good

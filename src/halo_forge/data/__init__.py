@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from halo_forge.data.check import CheckReport, check, check_file, conversation_of_row
-from halo_forge.data.datasets_table import DATASETS, DatasetEntry
+from halo_forge.data.files.datasets_table import DATASETS, DatasetEntry
 from halo_forge.data.prepare import load_prepared, prepare
 
 __all__ = [

@@ -19,9 +19,9 @@ from typing import Any
 
 from halo_forge.chat.records import Conversation, MediaPart, Message, TextPart
 from halo_forge.config.schema import DataSection
-from halo_forge.data.formats import DETECTED_ROWS, convert, detect
-from halo_forge.data.rows import Row, shown_path
-from halo_forge.data.sources import expand_paths, read_rows
+from halo_forge.data.conversion.formats import DETECTED_ROWS, convert, detect
+from halo_forge.data.files.rows import Row, shown_path
+from halo_forge.data.files.sources import expand_paths, read_rows
 from halo_forge.errors import DataError, RowError, UsageError
 from halo_forge.runs import Notify, fsync_directory, silent
 

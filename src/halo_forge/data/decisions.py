@@ -18,13 +18,13 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from halo_forge.artifacts import DuplicatePair, DuplicateReport
 from halo_forge.chat.store import conversation_from_line
 from halo_forge.config.schema import DataSection, RowAction
-from halo_forge.data.consistency import find_contradictions
-from halo_forge.data.duplicates import find_exact
 from halo_forge.data.inputs import Source
 from halo_forge.data.mix import choose_rows, plan_mix
-from halo_forge.data.near_duplicates import find_near, gram_set, jaccard, near_text
+from halo_forge.data.overlap.duplicates import find_exact
+from halo_forge.data.overlap.near_duplicates import find_near, gram_set, jaccard, near_text
+from halo_forge.data.overlap.plain_text import plain_turns
 from halo_forge.data.parts import Part
-from halo_forge.data.plain_text import plain_turns
+from halo_forge.data.rules.consistency import find_contradictions
 from halo_forge.data.split import SPLITS, assign_splits, helped_words, repeated_across
 from halo_forge.runs import Notify
 
@@ -193,7 +193,7 @@ def _copies(rows: Rows, data: DataSection, actions: Mapping[str, RowAction], not
         if near.num_cut:
             rows.notes.append(f"{near.num_cut} pairs of rows with equal signatures were not compared: too many alike")
     if data.semantic_duplicate_threshold is not None:
-        from halo_forge.data.semantic_duplicates import find_semantic
+        from halo_forge.data.overlap.semantic_duplicates import find_semantic
 
         eligible = rows.kept & (rows.role == 0)
         same = find_semantic(text_of, eligible, data.semantic_duplicate_threshold, notify=notify)
@@ -270,7 +270,7 @@ def _toxic_by_model(rows: Rows, data: DataSection, actions: Mapping[str, RowActi
     """Answers that the configured classifier calls toxic, beside those of the lexical rule."""
     if data.toxicity_model is None:
         return
-    from halo_forge.data.toxicity import model_scores
+    from halo_forge.data.rules.toxicity import model_scores
 
     text_of = TextOf(rows.parts)
     places = np.flatnonzero(rows.kept).tolist()

@@ -13,9 +13,9 @@ import pyarrow as pa  # type: ignore[import-untyped]
 
 from halo_forge.config.schema import RowAction
 from halo_forge.data.decisions import Rows, excerpt_of
+from halo_forge.data.files.rows import EXCERPT_SOURCE_CHARS
 from halo_forge.data.ledger import NUM_EXAMPLES, Action, Entry, LineWriter, Summary, meanings
 from halo_forge.data.parts import Part
-from halo_forge.data.rows import EXCERPT_SOURCE_CHARS
 from halo_forge.data.split import SPLITS
 
 TOLD = ("code", "reason", "fixes", "flags", "found", "excerpt", "conversation")

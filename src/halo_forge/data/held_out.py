@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from halo_forge.config.schema import DataSection
-from halo_forge.data.benchmark_items import Benchmark, load_benchmark
+from halo_forge.data.overlap.benchmark_items import Benchmark, load_benchmark
 
 HOLDOUT = "holdout"
 

@@ -11,15 +11,15 @@ from itertools import islice
 from pathlib import Path
 
 from halo_forge.config.schema import DataSection, RowFormat, SourceEntry
-from halo_forge.data.datasets_table import HubDataset, dataset_rows, find_dataset
-from halo_forge.data.formats import Verdict, detect
+from halo_forge.data.conversion.formats import Verdict, detect
+from halo_forge.data.files.datasets_table import HubDataset, dataset_rows, find_dataset
+from halo_forge.data.files.raw_batches import MAX_BATCH_BYTES, ROWS_PER_BATCH, RawBatch, row_batches, rows_of
+from halo_forge.data.files.rows import Row, Say, shown_path
+from halo_forge.data.files.sources import expand_paths, read_batches
+from halo_forge.data.files.text_rows import BYTES_PER_TOKEN
 from halo_forge.data.parts import Part
-from halo_forge.data.raw_batches import MAX_BATCH_BYTES, ROWS_PER_BATCH, RawBatch, row_batches, rows_of
 from halo_forge.data.row_work import RowSource
-from halo_forge.data.rows import Row, Say, shown_path
-from halo_forge.data.sources import expand_paths, read_batches
 from halo_forge.data.split import SplitName
-from halo_forge.data.text_rows import BYTES_PER_TOKEN
 from halo_forge.errors import DataError, UsageError
 from halo_forge.runs import sha256_file
 

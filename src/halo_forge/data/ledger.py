@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from halo_forge.data.files.rows import EXCERPT_SOURCE_CHARS
 from halo_forge.data.reasons import REASONS
-from halo_forge.data.rows import EXCERPT_SOURCE_CHARS
 from halo_forge.errors import DataError
 from halo_forge.runs import fsync_directory
 

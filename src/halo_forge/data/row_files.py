@@ -18,8 +18,8 @@ import numpy as np
 
 from halo_forge.config.schema import Config
 from halo_forge.data.check import Examined, examine
+from halo_forge.data.files.raw_batches import rows_of
 from halo_forge.data.ledger import LineWriter
-from halo_forge.data.raw_batches import rows_of
 from halo_forge.data.split import SPLITS
 from halo_forge.errors import UsageError
 from halo_forge.runs import Notify, silent

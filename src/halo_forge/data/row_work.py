@@ -16,15 +16,15 @@ import numpy as np
 
 from halo_forge.chat.records import Conversation
 from halo_forge.config.schema import DataSection, RowAction, RowFormat
-from halo_forge.data.consistency import style_features
-from halo_forge.data.formats import Converted, convert
+from halo_forge.data.conversion.formats import Converted, convert
+from halo_forge.data.conversion.identity import conversation_id
+from halo_forge.data.files.rows import Row
 from halo_forge.data.held_out import HOLDOUT
-from halo_forge.data.identity import conversation_id
-from halo_forge.data.plain_text import plain_turns
-from halo_forge.data.quality import Inspector
-from halo_forge.data.quality_rules import RULE
+from halo_forge.data.overlap.plain_text import plain_turns
 from halo_forge.data.reasons import DROPPING, REASONS
-from halo_forge.data.rows import Row
+from halo_forge.data.rules.consistency import style_features
+from halo_forge.data.rules.quality import Inspector
+from halo_forge.data.rules.quality_rules import RULE
 from halo_forge.data.split import row_label
 from halo_forge.errors import RowError
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from halo_forge.chat import ChatEncoder
-    from halo_forge.data.contamination import BenchmarkIndex, Hit
+    from halo_forge.data.overlap.contamination import BenchmarkIndex, Hit
 
 ENCODER_FLAGS = frozenset({"merged_boundary"})
 """Notes of the encoder that change nothing about what is said; its others (text left out, cut, respelled) do."""

@@ -21,10 +21,10 @@ import numpy as np
 from halo_forge.chat.records import Conversation
 from halo_forge.config.schema import Config, ModelSection
 from halo_forge.config.yaml_text import yaml_value
-from halo_forge.data.formats import DETECTED_ROWS, Verdict, convert, detect
-from halo_forge.data.rows import Row, shown_path
-from halo_forge.data.sources import expand_paths, read_rows
-from halo_forge.data.text_rows import BYTES_PER_TOKEN
+from halo_forge.data.conversion.formats import DETECTED_ROWS, Verdict, convert, detect
+from halo_forge.data.files.rows import Row, shown_path
+from halo_forge.data.files.sources import expand_paths, read_rows
+from halo_forge.data.files.text_rows import BYTES_PER_TOKEN
 from halo_forge.errors import DataError, RowError, UsageError
 
 SAMPLE_ROWS = 2000

@@ -17,11 +17,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+from halo_forge.data.files.raw_batches import rows_of
+from halo_forge.data.files.rows import Row
 from halo_forge.data.inputs import NumberedBatch
 from halo_forge.data.parts import Part, open_part, part_of, write_part
-from halo_forge.data.raw_batches import rows_of
 from halo_forge.data.row_work import RowSource, RowWorker, WorkOrder
-from halo_forge.data.rows import Row
 from halo_forge.errors import DataError
 from halo_forge.runs import Notify
 

@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import constants
 
 from halo_forge.chat.records import Conversation, Message, SourceRef, TextPart
-from halo_forge.data.benchmark_items import (
+from halo_forge.data.overlap.benchmark_items import (
     KNOWN,
     TREE_VARIABLE,
     BenchmarkItem,

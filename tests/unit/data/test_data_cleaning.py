@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from halo_forge.data.cleaning import (
+from halo_forge.data.rules.cleaning import (
     CONTROL,
     broken_mark,
     html_remains,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from halo_forge.chat.records import Conversation, Message, Role, SourceRef, TextPart, ToolCall
-from halo_forge.data.consistency import FORMS, find_contradictions, style_features, style_report
+from halo_forge.data.rules.consistency import FORMS, find_contradictions, style_features, style_report
 
 
 def _conversation(*turns: tuple[Role, str]) -> Conversation:
@@ -104,7 +104,7 @@ def test_features_of_odd_conversations() -> None:
 
 def test_features_are_the_same_in_another_process() -> None:
     code = (
-        "from halo_forge.chat.records import *\nfrom halo_forge.data.consistency import style_features as f\n"
+        "from halo_forge.chat.records import *\nfrom halo_forge.data.rules.consistency import style_features as f\n"
         "m=lambda r,t: Message(role=r,parts=(TextPart(text=t),))\n"
         "print(f(Conversation(id='0',messages=(m('system','Be brief.'),m('user','Q'),m('assistant','A.')),"
         "source=SourceRef(path='a',line=1))))"

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from halo_forge.chat.records import Conversation, Message, SourceRef, TextPart
-from halo_forge.data.benchmark_items import Benchmark, BenchmarkItem, load_benchmarks
-from halo_forge.data.contamination import BenchmarkIndex, Hit, contamination_reports
-from halo_forge.data.plain_text import plain, plain_turns
+from halo_forge.data.overlap.benchmark_items import Benchmark, BenchmarkItem, load_benchmarks
+from halo_forge.data.overlap.contamination import BenchmarkIndex, Hit, contamination_reports
+from halo_forge.data.overlap.plain_text import plain, plain_turns
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 TREE = SHARED / "benchmarks"

@@ -11,9 +11,9 @@ import pytest
 
 from halo_forge.chat.records import Conversation, MediaPart, Message, SourceRef, TextPart
 from halo_forge.config.schema import DataSection
+from halo_forge.data.conversion.formats import convert
 from halo_forge.data.convert_file import conversation_row, convert_file
-from halo_forge.data.formats import convert
-from halo_forge.data.sources import read_rows
+from halo_forge.data.files.sources import read_rows
 from halo_forge.errors import DataError, UsageError
 
 ROOT = Path(__file__).resolve().parents[3]

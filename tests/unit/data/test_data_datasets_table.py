@@ -11,8 +11,8 @@ import pytest
 
 from halo_forge.config.schema import Config, DataSection
 from halo_forge.data import DATASETS, check, conversation_of_row
-from halo_forge.data.datasets_table import find_dataset
-from halo_forge.data.tool_rows import glaive_row, xlam_row
+from halo_forge.data.conversion.tool_rows import glaive_row, xlam_row
+from halo_forge.data.files.datasets_table import find_dataset
 from halo_forge.errors import DataError, ExitCode, RowError, UsageError
 
 DOCUMENTED = {

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from halo_forge.chat.records import Conversation, MediaPart, Message, Part, Role, SourceRef, TextPart, ToolCall
-from halo_forge.data import semantic_duplicates
-from halo_forge.data.duplicates import exact_keys, find_exact
-from halo_forge.data.near_duplicates import (
+from halo_forge.data.overlap import semantic_duplicates
+from halo_forge.data.overlap.duplicates import exact_keys, find_exact
+from halo_forge.data.overlap.near_duplicates import (
     DIGEST_GRAMS,
     MAX_PARTNERS,
     NUM_BANDS,
@@ -25,9 +25,9 @@ from halo_forge.data.near_duplicates import (
     near_groups,
     near_text,
 )
-from halo_forge.data.plain_text import SYSTEM_END, plain, plain_turns
-from halo_forge.data.semantic_duplicates import PACKAGE, earliest_alike, find_semantic
-from halo_forge.data.word_grams import CHUNK_BYTES, words_of
+from halo_forge.data.overlap.plain_text import SYSTEM_END, plain, plain_turns
+from halo_forge.data.overlap.semantic_duplicates import PACKAGE, earliest_alike, find_semantic
+from halo_forge.data.overlap.word_grams import CHUNK_BYTES, words_of
 from halo_forge.errors import UsageError
 
 GSM8K = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "gsm8k_train.jsonl"

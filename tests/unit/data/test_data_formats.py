@@ -11,8 +11,8 @@ import pytest
 from halo_forge.chat.records import Conversation, ToolCall
 from halo_forge.config.schema import Config, DataSection
 from halo_forge.data import check_file, conversation_of_row
-from halo_forge.data.formats import Converted, convert, detect, format_of
-from halo_forge.data.rows import Row
+from halo_forge.data.conversion.formats import Converted, convert, detect, format_of
+from halo_forge.data.files.rows import Row
 from halo_forge.errors import DataError, RowError
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "formats"

@@ -12,10 +12,10 @@ import pytest
 from halo_forge.chat.records import ToolCall
 from halo_forge.config.schema import Config, DataSection
 from halo_forge.data import DATASETS, check
-from halo_forge.data.datasets_table import find_dataset
-from halo_forge.data.formats import Converted, convert, detect
-from halo_forge.data.hub_rows import HubDataset, dataset_batches, dataset_rows
-from halo_forge.data.sources import rows_of
+from halo_forge.data.conversion.formats import Converted, convert, detect
+from halo_forge.data.files.datasets_table import find_dataset
+from halo_forge.data.files.hub_rows import HubDataset, dataset_batches, dataset_rows
+from halo_forge.data.files.sources import rows_of
 from halo_forge.errors import DataError
 
 
@@ -202,7 +202,7 @@ def test_a_few_rows_are_streamed_without_a_download(
     tmp_path: Path, hub: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The Hub is stood in for by a folder; what streams is the datasets library itself."""
-    from halo_forge.data import hub_rows
+    from halo_forge.data.files import hub_rows
 
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.jsonl").write_text("".join(json.dumps({"text": f"{n}"}) + "\n" for n in range(50)))

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from halo_forge.data.formats import FORMATS, convert, detect, format_of
-from halo_forge.data.json_rows import line_row, parse_json
-from halo_forge.data.rows import Row
-from halo_forge.data.sources import read_rows
+from halo_forge.data.conversion.formats import FORMATS, convert, detect, format_of
+from halo_forge.data.files.json_rows import line_row, parse_json
+from halo_forge.data.files.rows import Row
+from halo_forge.data.files.sources import read_rows
 from halo_forge.errors import DataError, RowError
 
 QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])

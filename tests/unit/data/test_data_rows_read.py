@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from halo_forge.data import CheckReport, check_file
-from halo_forge.data.rows import MAX_ROW_CHARS
-from halo_forge.data.sources import read_rows
+from halo_forge.data.files.rows import MAX_ROW_CHARS
+from halo_forge.data.files.sources import read_rows
 from halo_forge.errors import DataError, ExitCode
 
 

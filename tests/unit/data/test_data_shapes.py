@@ -13,12 +13,12 @@ import pytest
 from halo_forge.chat.records import MediaPart, ToolCall
 from halo_forge.config.schema import RowFormat
 from halo_forge.data import check_file
-from halo_forge.data.formats import FORMATS, NEW_CODES, Converted, convert, detect, format_of
-from halo_forge.data.identity import COMPACT, content_sha256, conversation_id, prompt_key
+from halo_forge.data.conversion.formats import FORMATS, Converted, convert, detect, format_of
+from halo_forge.data.conversion.identity import COMPACT, content_sha256, conversation_id, prompt_key
+from halo_forge.data.conversion.turns import message_content
+from halo_forge.data.files.rows import Row
+from halo_forge.data.files.sources import read_rows
 from halo_forge.data.reasons import REASONS
-from halo_forge.data.rows import Row
-from halo_forge.data.sources import read_rows
-from halo_forge.data.turns import message_content
 from halo_forge.errors import DataError, RowError
 
 GSM8K = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "gsm8k_train.jsonl"
@@ -153,14 +153,14 @@ def test_rows_without_an_honest_conversation_are_refused(value: dict[str, Any], 
     with pytest.raises(RowError) as caught:
         converted(value)
     assert caught.value.code == code
-    assert code in {*REASONS, *NEW_CODES}
+    assert code in REASONS
 
 
 def test_codes_of_this_room_are_in_the_table_or_on_their_way() -> None:
     flags = set(converted({"input": "Q", "ideal": ["A", "B"]}).flags)
     flags |= set(converted({"input": "Q", "ideal": "A"}, "messages", mixed=True).flags)
     assert flags == {"several_answers", "other_format"}
-    assert flags <= {*REASONS, *NEW_CODES}
+    assert flags <= REASONS.keys()
 
 
 # ------------------------------------------------------------------------------------------- tools

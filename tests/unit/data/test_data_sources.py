@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from halo_forge.data import raw_batches
-from halo_forge.data.json_rows import parse_json
-from halo_forge.data.raw_batches import RawBatch
-from halo_forge.data.rows import Row
-from halo_forge.data.sources import expand_paths, read_batches, read_rows, rows_of
-from halo_forge.data.stdin import spooled_stdin
+from halo_forge.data.files import raw_batches
+from halo_forge.data.files.json_rows import parse_json
+from halo_forge.data.files.raw_batches import RawBatch
+from halo_forge.data.files.rows import Row
+from halo_forge.data.files.sources import expand_paths, read_batches, read_rows, rows_of
+from halo_forge.data.files.stdin import spooled_stdin
 from halo_forge.errors import DataError, RowError
 
 GSM8K = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "gsm8k_train.jsonl"
@@ -129,7 +129,7 @@ def test_standard_input_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_standard_input_through_a_pipe(tmp_path: Path) -> None:
     code = (
-        "from halo_forge.data.sources import expand_paths, read_rows\n"
+        "from halo_forge.data.files.sources import expand_paths, read_rows\n"
         "paths = expand_paths(['-'])\n"
         "print(len(list(read_rows(paths[0], print))))"
     )
@@ -282,7 +282,7 @@ def _us_per_row(path: Path) -> float:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from halo_forge.data.sources import read_batches, read_rows, rows_of
+from halo_forge.data.files.sources import read_batches, read_rows, rows_of
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 count = sum(len(rows_of(batch)[0]) for batch in read_batches(Path(sys.argv[1]), print))
 print(count, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)

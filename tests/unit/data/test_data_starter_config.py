@@ -68,8 +68,8 @@ def test_what_is_written_is_valid_and_every_line_of_it_is_read(path: Path, tmp_p
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_the_verdict_is_the_one_of_the_data_stage(path: Path, tmp_path: Path) -> None:
-    from halo_forge.data.formats import detect
-    from halo_forge.data.sources import read_rows
+    from halo_forge.data.conversion.formats import detect
+    from halo_forge.data.files.sources import read_rows
 
     values = [row.value for row in read_rows(path, lambda text: None) if row.value is not None]
     look = look_at(str(path))

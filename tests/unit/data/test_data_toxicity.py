@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from halo_forge.data.toxicity import TOXIC_SCORE, lexical_toxicity, lexicon, model_scores
+from halo_forge.data.rules.toxicity import TOXIC_SCORE, lexical_toxicity, lexicon, model_scores
 from halo_forge.errors import ModelNotFound
 
 REFERENCE = {

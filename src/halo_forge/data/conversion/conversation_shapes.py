@@ -8,11 +8,18 @@ from typing import Any, cast
 
 from halo_forge.chat.records import Message, Role
 from halo_forge.config.schema import RowFormat
-from halo_forge.data.content_parts import clean_text
-from halo_forge.data.rows import json_type
-from halo_forge.data.tool_rows import glaive_row, xlam_row
-from halo_forge.data.trees import tree_turns
-from halo_forge.data.turns import CHAT_ROLES, SHAREGPT_ROLES, chat_message, document, parse_turns, parsed_list
+from halo_forge.data.conversion.content_parts import clean_text
+from halo_forge.data.conversion.tool_rows import glaive_row, xlam_row
+from halo_forge.data.conversion.turns import (
+    CHAT_ROLES,
+    SHAREGPT_ROLES,
+    chat_message,
+    document,
+    parse_turns,
+    parsed_list,
+)
+from halo_forge.data.files.rows import json_type
+from halo_forge.data.files.trees import tree_turns
 from halo_forge.errors import RowError
 
 LIST_COLUMNS = ("messages", "conversations", "conversation", "items")

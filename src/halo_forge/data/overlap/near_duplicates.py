@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from halo_forge.data.duplicates import exact_keys
-from halo_forge.data.plain_text import without_system
-from halo_forge.data.word_grams import Words, words_of
+from halo_forge.data.overlap.duplicates import exact_keys
+from halo_forge.data.overlap.plain_text import without_system
+from halo_forge.data.overlap.word_grams import Words, words_of
 
 GRAM_WORDS = 5
 NUM_PERMUTATIONS = 128

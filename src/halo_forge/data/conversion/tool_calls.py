@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from halo_forge.chat.records import ToolCall
-from halo_forge.data.json_rows import parse_json
-from halo_forge.data.rows import json_type
+from halo_forge.data.files.json_rows import parse_json
+from halo_forge.data.files.rows import json_type
 from halo_forge.errors import RowError
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from halo_forge.chat.records import MediaPart, Message, Part, TextPart
-from halo_forge.data.rows import json_type
-from halo_forge.data.tool_calls import parse_tool_calls
+from halo_forge.data.conversion.tool_calls import parse_tool_calls
+from halo_forge.data.files.rows import json_type
 from halo_forge.errors import RowError
 
 TEXT_KINDS: Mapping[str, str] = {

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from halo_forge.chat.records import Conversation
-from halo_forge.data.formats import DETECTED_ROWS, convert, detect
-from halo_forge.data.rows import shown_path
-from halo_forge.data.sources import expand_paths, read_rows
+from halo_forge.data.conversion.formats import DETECTED_ROWS, convert, detect
+from halo_forge.data.files.rows import shown_path
+from halo_forge.data.files.sources import expand_paths, read_rows
 from halo_forge.errors import DataError, RowError, UsageError
 from halo_forge.runs import Notify, sha256_json, silent
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-from halo_forge.data.rows import Row
+from halo_forge.data.files.rows import Row
 from halo_forge.errors import DataError, RowError
 
 ROLES = {"prompter": "user", "assistant": "assistant", "user": "user"}

@@ -19,15 +19,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal, cast
 
-from halo_forge.data.arrow_rows import arrow_rows, parquet_rows
-from halo_forge.data.compressed import SUFFIXES, Peekable, opened, without_suffix
-from halo_forge.data.json_rows import array_rows, object_rows
-from halo_forge.data.raw_batches import ROWS_PER_BATCH, RawBatch, line_batches, row_batches, rows_of
-from halo_forge.data.rows import MAX_ROW_CHARS, Row, Say, shown_path
-from halo_forge.data.stdin import STDIN, spooled_stdin
-from halo_forge.data.table_rows import csv_rows
-from halo_forge.data.text_rows import text_rows
-from halo_forge.data.trees import gathered_trees, holds_tree_rows
+from halo_forge.data.files.arrow_rows import arrow_rows, parquet_rows
+from halo_forge.data.files.compressed import SUFFIXES, Peekable, opened, without_suffix
+from halo_forge.data.files.json_rows import array_rows, object_rows
+from halo_forge.data.files.raw_batches import ROWS_PER_BATCH, RawBatch, line_batches, row_batches, rows_of
+from halo_forge.data.files.rows import MAX_ROW_CHARS, Row, Say, shown_path
+from halo_forge.data.files.stdin import STDIN, spooled_stdin
+from halo_forge.data.files.table_rows import csv_rows
+from halo_forge.data.files.text_rows import text_rows
+from halo_forge.data.files.trees import gathered_trees, holds_tree_rows
 from halo_forge.errors import DataError
 
 Kind = Literal["jsonl", "array", "object", "csv", "parquet", "arrow", "text"]

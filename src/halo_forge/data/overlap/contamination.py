@@ -30,10 +30,10 @@ from typing import Literal
 import numpy as np
 
 from halo_forge.artifacts import ContaminationHit, ContaminationReport
-from halo_forge.data.benchmark_items import Benchmark
-from halo_forge.data.gram_index import GramIndex, gram_index
-from halo_forge.data.plain_text import SYSTEM_END, plain
-from halo_forge.data.word_grams import Words, word_tuples, words_of
+from halo_forge.data.overlap.benchmark_items import Benchmark
+from halo_forge.data.overlap.gram_index import GramIndex, gram_index
+from halo_forge.data.overlap.plain_text import SYSTEM_END, plain
+from halo_forge.data.overlap.word_grams import Words, word_tuples, words_of
 from halo_forge.errors import DataError
 
 HitKind = Literal["exact", "near", "ngram_13", "ngram_8"]

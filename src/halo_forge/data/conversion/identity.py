@@ -14,8 +14,8 @@ from json.encoder import encode_basestring as quoted
 from typing import Any
 
 from halo_forge.chat.records import Conversation, Message, TextPart
-from halo_forge.data.content_parts import text_of
-from halo_forge.data.turns import message_content
+from halo_forge.data.conversion.content_parts import text_of
+from halo_forge.data.conversion.turns import message_content
 from halo_forge.errors import RowError
 
 COMPACT = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

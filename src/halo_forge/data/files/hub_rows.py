@@ -18,10 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from halo_forge.data.arrow_rows import without_absent
-from halo_forge.data.raw_batches import ROWS_PER_BATCH, RawBatch, row_batches
-from halo_forge.data.rows import Row, Say, checked_row, shown_path
-from halo_forge.data.sources import read_rows, saved_files
+from halo_forge.data.files.arrow_rows import without_absent
+from halo_forge.data.files.raw_batches import ROWS_PER_BATCH, RawBatch, row_batches
+from halo_forge.data.files.rows import Row, Say, checked_row, shown_path
+from halo_forge.data.files.sources import read_rows, saved_files
 from halo_forge.errors import DataError
 
 STREAMED_ROWS = 10_000

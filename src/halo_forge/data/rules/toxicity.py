@@ -41,7 +41,7 @@ class Lexicon:
 @lru_cache(maxsize=1)
 def lexicon() -> Lexicon:
     """The word weights, read once per process (about 10 ms)."""
-    source = resources.files("halo_forge.data") / "lexicons" / "toxicity.npz"
+    source = resources.files("halo_forge.data.rules") / "lexicons" / "toxicity.npz"
     with resources.as_file(source) as path, np.load(path, allow_pickle=False) as arrays:
         words = arrays["words"].tobytes().decode().split("\n")
         weights, idf, offset = arrays["weights"].tolist(), arrays["idf"].tolist(), float(arrays["offset"])

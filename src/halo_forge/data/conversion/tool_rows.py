@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from halo_forge.data.json_rows import parse_json
+from halo_forge.data.files.json_rows import parse_json
 from halo_forge.errors import RowError
 
 GLAIVE_TURN = re.compile(r"(?:^|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):")

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,27 +28,17 @@ from typing import Any
 
 from halo_forge.chat.records import Conversation, MediaPart, Message, SourceRef
 from halo_forge.config.schema import RowFormat
-from halo_forge.data.content_parts import media_column, refused_media
-from halo_forge.data.conversation_shapes import LIST_COLUMNS, row_messages
-from halo_forge.data.identity import content_sha256, conversation_id, prompt_key
-from halo_forge.data.rows import Row
-from halo_forge.data.tool_calls import row_tools
-from halo_forge.data.turns import chat_message, ordered_turns
+from halo_forge.data.conversion.content_parts import media_column, refused_media
+from halo_forge.data.conversion.conversation_shapes import LIST_COLUMNS, row_messages
+from halo_forge.data.conversion.identity import content_sha256, prompt_key
+from halo_forge.data.conversion.tool_calls import row_tools
+from halo_forge.data.conversion.turns import chat_message, ordered_turns
+from halo_forge.data.files.rows import Row
 from halo_forge.errors import DataError, RowError
-
-__all__ = [
-    "DETECTED_ROWS", "FORMATS", "NEW_CODES", "Columns", "Converted", "Verdict", "conversation_id", "convert", "detect",
-    "format_of", "missing_columns", "prompt_key",
-]  # fmt: skip
 
 DETECTED_ROWS = 64
 RESERVED_COLUMNS = ("input_ids", "labels", "attention_mask")
 ROW_COLUMNS = frozenset({"weight", "slices"})
-CONTROL = re.compile(r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-NEW_CODES = frozenset(
-    {"other_format", "several_answers", "rejected_answer", "orphan_message", "segments_unsupported"}
-)  # fmt: skip
-"""Codes that the reason table is to take up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,10 @@ from dataclasses import replace
 from typing import Any, cast
 
 from halo_forge.chat.records import Message, Part, Role, TextPart, ToolCall
-from halo_forge.data.content_parts import Content, clean_text, parse_content
-from halo_forge.data.json_rows import parse_json
-from halo_forge.data.rows import json_type
-from halo_forge.data.tool_calls import parse_tool_calls
+from halo_forge.data.conversion.content_parts import Content, clean_text, parse_content
+from halo_forge.data.conversion.tool_calls import parse_tool_calls
+from halo_forge.data.files.json_rows import parse_json
+from halo_forge.data.files.rows import json_type
 from halo_forge.errors import RowError
 
 MAX_MESSAGES = 10_000

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from halo_forge.data.hub_rows import HubDataset, dataset_batches, dataset_rows
+from halo_forge.data.files.hub_rows import HubDataset, dataset_batches, dataset_rows
 from halo_forge.errors import DataError
 
 __all__ = ["BY_NAME", "DATASETS", "DatasetEntry", "HubDataset", "dataset_batches", "dataset_rows", "find_dataset"]
@@ -43,8 +43,6 @@ class DatasetEntry:
 
 
 LATER_DOMAINS: frozenset[str] = frozenset({"VLM", "Audio"})
-ADAPTERS: Mapping[str, Any] = {}
-"""Data sets whose rows need a function of their own. There are none: xlam and glaive are formats like any other."""
 DATASETS: tuple[DatasetEntry, ...] = (
     DatasetEntry(
         name="codealpaca", hub_id="sahil2801/CodeAlpaca-20k", domain="Code", size="20K", format="instruction"

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from halo_forge.data.compressed import FREE_BYTES, MAX_RATIO
-from halo_forge.data.rows import Row, Say, checked_row
+from halo_forge.data.files.compressed import FREE_BYTES, MAX_RATIO
+from halo_forge.data.files.rows import Row, Say, checked_row
 from halo_forge.errors import DataError
 
 BATCH_ROWS = 256

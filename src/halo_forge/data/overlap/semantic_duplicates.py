@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from halo_forge.data.near_duplicates import NearDuplicates
+from halo_forge.data.overlap.near_duplicates import NearDuplicates
 from halo_forge.errors import UsageError
 from halo_forge.runs import Notify, silent
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TextIO
 
-from halo_forge.data.compressed import without_suffix
-from halo_forge.data.json_rows import bounded_lines, encoding_problem, too_long
-from halo_forge.data.rows import MAX_ROW_CHARS, Row, Say, checked_row
+from halo_forge.data.files.compressed import without_suffix
+from halo_forge.data.files.json_rows import bounded_lines, encoding_problem, too_long
+from halo_forge.data.files.rows import MAX_ROW_CHARS, Row, Say, checked_row
 from halo_forge.errors import DataError, RowError
 
 SEPARATORS = (",", ";", "\t", "|")

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from halo_forge.data.rows import EXCERPT_SOURCE_CHARS, MAX_DEPTH, MAX_ROW_CHARS, Row, Say, checked_row
+from halo_forge.data.files.rows import EXCERPT_SOURCE_CHARS, MAX_DEPTH, MAX_ROW_CHARS, Row, Say, checked_row
 from halo_forge.errors import DataError, RowError
 
 READ_CHARS = 2**16

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from halo_forge.data.compressed import Peekable
-from halo_forge.data.json_rows import line_row, too_long
-from halo_forge.data.rows import EXCERPT_SOURCE_CHARS, MAX_ROW_CHARS, Row, Say
+from halo_forge.data.files.compressed import Peekable
+from halo_forge.data.files.json_rows import line_row, too_long
+from halo_forge.data.files.rows import EXCERPT_SOURCE_CHARS, MAX_ROW_CHARS, Row, Say
 
 ROWS_PER_BATCH = 1000
 MAX_BATCH_BYTES = 8 * 2**20

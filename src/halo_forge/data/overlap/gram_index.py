@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from halo_forge.data.word_grams import Words
+from halo_forge.data.overlap.word_grams import Words
 
 BITS_PER_KEY = 32
 """About 3 % of the n-grams that are not in the index pass the bit table; the sorted keys tell these."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TextIO
 
-from halo_forge.data.compressed import without_suffix
-from halo_forge.data.json_rows import bounded_lines, encoding_problem, too_long
-from halo_forge.data.rows import EXCERPT_SOURCE_CHARS, Row
+from halo_forge.data.files.compressed import without_suffix
+from halo_forge.data.files.json_rows import bounded_lines, encoding_problem, too_long
+from halo_forge.data.files.rows import EXCERPT_SOURCE_CHARS, Row
 from halo_forge.errors import RowError
 
 BYTES_PER_TOKEN = 3

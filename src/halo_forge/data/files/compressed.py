@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, cast
 
-from halo_forge.data.rows import shown_path
+from halo_forge.data.files.rows import shown_path
 from halo_forge.errors import DataError
 
 Packing = Literal["gzip", "bzip2", "xz", "zstd"]

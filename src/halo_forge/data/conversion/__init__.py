@@ -1,0 +1,1 @@
+"""Rows to conversations: the formats of the field, read into one record."""

@@ -1,0 +1,1 @@
+"""What stands twice: copies within the data, and what a benchmark or the holdout will ask."""
