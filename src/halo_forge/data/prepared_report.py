@@ -19,6 +19,7 @@ from halo_forge.data.overlap.benchmark_items import Benchmark
 from halo_forge.data.overlap.contamination import Hit, contamination_reports
 from halo_forge.data.parts import rows_with
 from halo_forge.data.reasons import REASONS, action_table
+from halo_forge.data.rules.consistency import style_report
 from halo_forge.runs import provenance, sha256_json
 
 SIZES = (
@@ -133,6 +134,16 @@ def flag_notes(summary: Summary) -> list[str]:
         f"{count} row{'s' if count > 1 else ''} kept with a flag, {code}: {REASONS[code].meaning}"
         for code, count in sorted(summary.flagged.items())
     ]
+
+
+def style_notes(rows: Rows) -> list[str]:
+    """What is not uniform in the answers that may be trained, source by source."""
+    tokens, lines = rows.columns["num_tokens"], rows.columns["line"]
+    told = style_report(
+        rows.columns["style"].astype(np.uint32), np.where(rows.kept & (rows.role == 0), rows.source, -1),
+        [source.label for source in rows.sources], lambda row: f"line {lines[row]}", tokens if tokens.any() else None,
+    )  # fmt: skip
+    return [f"style: {sentence}" for sentence in told]
 
 
 def _percentiles(lengths: np.ndarray) -> dict[str, int]:

@@ -434,6 +434,11 @@ def test_a_typo_never_crashes(tmp_path: Path, name: str, position: int, characte
     assert error is None or all(problem.where.startswith((str(path), "default of")) for problem in error.problems)
 
 
+def test_a_number_that_would_be_rounded_is_refused() -> None:
+    assert load(overrides=[f"lora.alpha={2**53}"]).config.lora.alpha == 2**53
+    assert refusal(flags={"lora.alpha": (2**53 + 1, "--flag")})
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(sorted(KEYS)),

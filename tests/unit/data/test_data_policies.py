@@ -14,7 +14,7 @@ import pytest
 from halo_forge.artifacts import PreparedData
 from halo_forge.chat import read_conversations
 from halo_forge.config.schema import Config, DataSection
-from halo_forge.data import check, prepare
+from halo_forge.data import check, check_file, prepare
 from halo_forge.data.reasons import REASONS, action_table
 from halo_forge.errors import DataError, UsageError
 from halo_forge.runs import RunDirectory
@@ -168,3 +168,14 @@ def test_findings_count_and_show_where(rows: Path, run: RunDirectory, tiny_token
     counted = Counter(line["code"] for line in ledger(run).values() if line["code"])
     assert all(found[code].rows >= count for code, count in counted.items() if "," not in code)
     assert check(config(rows)).findings == prepared.findings, "check says what prepare would do"
+
+
+def test_an_inconsistent_style_is_told_with_places(tmp_path: Path) -> None:
+    rows = [{"question": f"Give number {at} as JSON.", "answer": json.dumps({"number": at})} for at in range(80)]
+    rows[40]["answer"] = "The number that you asked for is forty."
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = [note for note in check_file(str(path)).notes if note.startswith("style: ")]
+    assert any("79 of 80 answers are JSON" in note and "(line 41)" in note for note in told), told
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows if row is not rows[40]))
+    assert not [note for note in check_file(str(path)).notes if note.startswith("style: ")]
