@@ -286,6 +286,22 @@ def test_data_check_names_every_bad_row() -> None:
     assert f"17 rows read: {found['kept']} kept" in text.stdout
 
 
+def test_several_sources_are_prepared_from_a_configuration_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(EXAMPLES.parent)
+    config = EXAMPLES.parent / "configs" / "mix.yaml"
+    answer = invoke("data", "prepare", config, "-o", tmp_path / "run", "--json")
+    assert answer.exit_code == 0, answer.stderr
+    manifest = tmp_path / "run" / "data" / "manifest.json"
+    sources = {source["name"]: source for source in json.loads(manifest.read_text())["sources"]}
+    assert set(sources) == {"task", "general", "house style"}
+    assert sources["task"]["train_rows"] <= 300 < sources["task"]["read"]
+    assert (sources["general"]["loss_weight"], sources["house style"]["loss_weight"]) == (0.5, 0.25)
+    shown = invoke("data", "show", "-c", config, "--row", "601", "--json")
+    assert shown.exit_code == 0, shown.stderr
+
+
 def test_data_check_of_sound_rows_exits_0() -> None:
     answer = invoke("data", "check", EXAMPLES / "formats")
     assert answer.exit_code == 0, answer.output

@@ -66,7 +66,7 @@ def show_command(
     """Print one row as the model will see it, its tokens coloured by how much they are trained."""
     flags = given({"--data": ("data.train_file", data), "--model": ("model.name", model)})
     chosen = load_config(config, overrides=overrides or (), flags=flags).config
-    if chosen.data.train_file is None and chosen.data.dataset is None:
+    if not chosen.data.names_rows:
         raise UsageError("no rows to look at", fix="halo-forge data show --data FILE --model NAME --row 1")
     from halo_forge.chat import ChatEncoder, token_view, view_as_ansi, view_as_json
     from halo_forge.data import conversation_of_row

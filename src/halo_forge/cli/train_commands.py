@@ -248,11 +248,11 @@ def execute(
 
 
 def require_a_source(resolved: ResolvedConfig) -> None:
-    data = resolved.config.data
-    if data.train_file is None and data.dataset is None:
+    if not resolved.config.data.names_rows:
         raise UsageError(
             "no rows to train on",
-            expected="data.train_file or data.dataset in the configuration, or --data FILE, or --dataset NAME",
+            expected="data.train_file, data.dataset or data.sources in the configuration, or --data FILE, or "
+            "--dataset NAME",
             fix="halo-forge sft datasets lists data sets by name",
         )
 

@@ -130,6 +130,11 @@ class DataSection(Section):
     num_workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that prepare rows; 0 prepares in this one. Default: one per core for large inputs."""
 
+    @property
+    def names_rows(self) -> bool:
+        """Whether anything is named to train on."""
+        return bool(self.train_file or self.dataset or self.sources)
+
     @model_validator(mode="after")
     def _one_way_to_name_sources(self) -> DataSection:
         if self.sources and (self.train_file or self.dataset):

@@ -59,7 +59,7 @@ class Source:
 def list_sources(data: DataSection) -> list[Source]:
     """Every input, in the order in which it is read. Raises UsageError where nothing was named, DataError where a
     file is missing or stands in two roles."""
-    if not data.train_file and not data.dataset and not data.sources:
+    if not data.names_rows:
         raise UsageError(
             "there is nothing to train on",
             where="data.train_file",
