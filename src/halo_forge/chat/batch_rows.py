@@ -202,7 +202,7 @@ def _has_structure(
     """bool [rows]: the special tokens are the skeleton's, at its places, and no others."""
     begin = np.searchsorted(stream.specials, firsts)
     count = len(skeleton.structural_ids)
-    right = np.searchsorted(stream.specials, ends) - begin == count
+    right: np.ndarray = np.searchsorted(stream.specials, ends) - begin == count
     if not count or not right.any():
         return right
     places = stream.specials[begin[right][:, None] + np.arange(count)]

@@ -131,43 +131,43 @@ class _Probe(str):
     def __contains__(self, word: object) -> bool:
         return self._holds(word)
 
-    def startswith(self, words: Any, *places: Any) -> bool:  # type: ignore[override]
+    def startswith(self, words: Any, *places: Any) -> bool:
         if places:
             raise Untraceable("cuts content")
         return any(self._edge(word, 0) for word in (words if isinstance(words, tuple) else (words,)))
 
-    def endswith(self, words: Any, *places: Any) -> bool:  # type: ignore[override]
+    def endswith(self, words: Any, *places: Any) -> bool:
         if places:
             raise Untraceable("cuts content")
         return any(self._edge(word, -1) for word in (words if isinstance(words, tuple) else (words,)))
 
-    def split(self, word: Any = None, *limit: Any) -> list[str]:  # type: ignore[override]
+    def split(self, word: Any = None, *limit: Any) -> list[str]:
         self._lacks(word)
         return [self]
 
-    rsplit = split
+    rsplit = split  # type: ignore[assignment]
 
-    def replace(self, word: Any, *rest: Any) -> str:  # type: ignore[override]
+    def replace(self, word: Any, *rest: Any) -> str:
         self._lacks(word)
         return self
 
-    def count(self, word: Any, *places: Any) -> int:  # type: ignore[override]
+    def count(self, word: Any, *places: Any) -> int:
         self._lacks(word)
         return 0
 
-    def find(self, word: Any, *places: Any) -> int:  # type: ignore[override]
+    def find(self, word: Any, *places: Any) -> int:
         self._lacks(word)
         return -1
 
     rfind = find
 
-    def strip(self, characters: Any = None) -> str:  # type: ignore[override]
+    def strip(self, characters: Any = None) -> str:
         return self._trim(characters, (0, -1))
 
-    def lstrip(self, characters: Any = None) -> str:  # type: ignore[override]
+    def lstrip(self, characters: Any = None) -> str:
         return self._trim(characters, (0,))
 
-    def rstrip(self, characters: Any = None) -> str:  # type: ignore[override]
+    def rstrip(self, characters: Any = None) -> str:
         return self._trim(characters, (-1,))
 
 
@@ -231,14 +231,15 @@ def _joined(pieces: Iterable[Any], conditions: Conditions) -> str:
         return "".join(kept)
     if len(kept) == 1:
         return str(kept[0])
-    pieces: list[str | None] = []
+    merged: list[str | None] = []
     for piece in kept:
         for part in piece.pieces if isinstance(piece, _Probe) else (str(piece),):
-            if part is not None and pieces and pieces[-1] is not None:
-                pieces[-1] += part
+            last = merged[-1] if merged else None
+            if part is not None and last is not None:
+                merged[-1] = last + part
             else:
-                pieces.append(part)
-    return _Probe("".join(str.__str__(piece) for piece in kept), conditions, tuple(pieces))
+                merged.append(part)
+    return _Probe("".join(str.__str__(piece) for piece in kept), conditions, tuple(merged))
 
 
 def _holds_probe(value: Any) -> bool:
@@ -271,8 +272,10 @@ class _AskingNodes(NodeTransformer):
 
 def _call(name: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
     function = nodes.Name(name, "load").set_lineno(line)
-    call = nodes.Call(function, list(arguments), [], None, None).set_lineno(line)
-    call.set_environment(arguments[0].environment)
+    call = nodes.Call(function, list(arguments), [], None, None)
+    call.set_lineno(line)
+    if environment := arguments[0].environment:
+        call.set_environment(environment)
     return call
 
 

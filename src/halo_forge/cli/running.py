@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -87,14 +88,18 @@ def printable(text: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout; pydantic records and paths included."""
+    """One JSON document on stdout; records and paths included."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
 
 
 def _plain(value: Any) -> Any:
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
-    return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no place in JSON output")  # its repr would help nobody
 
 
 def given(flags: Mapping[str, tuple[str, Any]]) -> dict[str, tuple[Any, str]]:

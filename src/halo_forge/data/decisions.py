@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 
 from halo_forge.artifacts import DuplicatePair, DuplicateReport
 from halo_forge.chat.store import conversation_from_line
@@ -32,6 +32,7 @@ NARROW = (
     "source", "line", "code", "flags", "fixes", "prompt_key", "answer_key", "group", "stratum", "exact", "bands",
     "num_tokens", "is_document", "is_hit", "language", "num_supervised", "style",
 )  # fmt: skip
+CopyKind = Literal["exact", "near", "semantic"]
 NUM_SHOWN = 5
 TOXIC_FROM = 0.5
 TEXTS_AT_ONCE = 1024
@@ -81,13 +82,14 @@ class Rows:
     def place(self, row: int) -> str:
         return f"{self.sources[self.source[row]].label}:{self.columns['line'][row]}"
 
-    def settle(self, rows: Sequence[int], code: str, action: RowAction, reason: Callable[[int], str]) -> None:
+    def settle(self, rows: Sequence[int], code: str, action: RowAction, reason: str | Callable[[int], str]) -> None:
         """Leave rows out under a code, or only flag them where that is the policy."""
+        reason_of = reason if callable(reason) else lambda row: reason
         for row in rows:
             if action == "keep":
                 self.flags[row] = (*self.flags.get(row, ()), code)
             else:
-                self.left_out[row] = (code, reason(row))
+                self.left_out[row] = (code, reason_of(row))
         places = np.asarray(rows, np.int64)
         self.decided[places] = True
         if action != "keep":
@@ -116,7 +118,8 @@ def _few_words(column: pa.Array) -> np.ndarray:
     if isinstance(encoded, pa.ChunkedArray):
         encoded = encoded.combine_chunks()
     words = np.array(encoded.dictionary.to_pylist() or [""], dtype=object)
-    return words[encoded.indices.to_numpy(zero_copy_only=False)]
+    column_of_words: np.ndarray = words[encoded.indices.to_numpy(zero_copy_only=False)]
+    return column_of_words
 
 
 class TextOf:
@@ -163,22 +166,16 @@ def _apart_from_files(rows: Rows, actions: Mapping[str, RowAction]) -> None:
         taken = keys[rows.kept & (rows.role == role)]
         if len(taken):
             found = np.flatnonzero(rows.kept & np.isin(rows.role, others) & np.isin(keys, taken))
-            name = SPLITS[role]
-            rows.settle(
-                found.tolist(), code, actions[code], lambda row, name=name: f"its prompt stands in the {name} file"
-            )
+            rows.settle(found.tolist(), code, actions[code], f"its prompt stands in the {SPLITS[role]} file")
 
 
 def _copies(rows: Rows, data: DataSection, actions: Mapping[str, RowAction], notify: Notify) -> None:
-    pairs: dict[str, list[tuple[int, int, float]]] = {"exact": [], "near": [], "semantic": []}
+    pairs: dict[CopyKind, list[tuple[int, int, float]]] = {"exact": [], "near": [], "semantic": []}
     for role in range(len(SPLITS)):
         first = find_exact(rows.columns["exact"], rows.kept & (rows.role == role))
         found = np.flatnonzero(first >= 0)
         pairs["exact"] += [(row, int(first[row]), 1.0) for row in found.tolist()]
-        rows.settle(
-            found.tolist(), "duplicate", actions["duplicate"],
-            lambda row, first=first: f"the same conversation as {rows.place(int(first[row]))}",
-        )  # fmt: skip
+        rows.settle(found.tolist(), "duplicate", actions["duplicate"], _repeats(rows, first))
     text_of = TextOf(rows.parts)
     links: list[tuple[int, int]] = []
     eligible = rows.kept & (rows.role == 0)
@@ -201,6 +198,10 @@ def _copies(rows: Rows, data: DataSection, actions: Mapping[str, RowAction], not
         links += [(row, other) for row, other, _ in pairs["semantic"]]
     rows.beside = _beside(rows, links)
     rows.duplicates = _duplicate_report(rows, pairs, data, text_of)
+
+
+def _repeats(rows: Rows, first: np.ndarray) -> Callable[[int], str]:
+    return lambda row: f"the same conversation as {rows.place(int(first[row]))}"
 
 
 def answers_agree(one: str, other: str, threshold: float) -> bool:
@@ -229,7 +230,7 @@ def _settle_similar(
 
 
 def _duplicate_report(
-    rows: Rows, pairs: Mapping[str, list[tuple[int, int, float]]], data: DataSection, text_of: TextOf
+    rows: Rows, pairs: Mapping[CopyKind, list[tuple[int, int, float]]], data: DataSection, text_of: TextOf
 ) -> DuplicateReport:
     from halo_forge.data.ledger import redacted
 
@@ -262,8 +263,7 @@ def _contradictions(rows: Rows, actions: Mapping[str, RowAction]) -> None:
     groups = find_contradictions(rows.columns["prompt_key"], rows.columns["answer_key"], eligible)
     for group in groups:
         first, *others = (int(row) for row in group)
-        place = rows.place(first)
-        rows.settle(others, "contradiction", actions["contradiction"], lambda row, p=place: f"another answer at {p}")
+        rows.settle(others, "contradiction", actions["contradiction"], f"another answer at {rows.place(first)}")
 
 
 def _toxic_by_model(rows: Rows, data: DataSection, actions: Mapping[str, RowAction], notify: Notify) -> None:
@@ -277,11 +277,9 @@ def _toxic_by_model(rows: Rows, data: DataSection, actions: Mapping[str, RowActi
     for start in range(0, len(places), TEXTS_AT_ONCE):
         chunk = places[start : start + TEXTS_AT_ONCE]
         scores = model_scores([text_of.turns(row)[1] for row in chunk], data.toxicity_model)
-        found = {row: score for row, score in zip(chunk, scores, strict=True) if score >= TOXIC_FROM}
-        rows.settle(
-            list(found), "toxic_text", actions["toxic_text"],
-            lambda row, found=found: f"{data.toxicity_model} gives {found[row]:.2f}",
-        )  # fmt: skip
+        for row, score in zip(chunk, scores, strict=True):
+            if score >= TOXIC_FROM:
+                rows.settle([row], "toxic_text", actions["toxic_text"], f"{data.toxicity_model} gives {score:.2f}")
         notify("data.progress", {"rows": start + len(chunk), "stage": "toxicity model"})
 
 
@@ -297,7 +295,7 @@ def _mix(rows: Rows, data: DataSection) -> None:
     rows.notes += plan.notes
     chosen = choose_rows(rows.columns["exact"][:, 0], entries, plan)
     left = np.flatnonzero(rows.kept & (entries >= 0) & ~chosen)
-    rows.settle(left.tolist(), "not_sampled", "skip", lambda row: "not in its source's share of the mix")
+    rows.settle(left.tolist(), "not_sampled", "skip", "not in its source's share of the mix")
 
 
 def _split(rows: Rows, data: DataSection) -> None:
@@ -313,7 +311,7 @@ def _split(rows: Rows, data: DataSection) -> None:
     repeated = repeated_across(rows.split, rows.columns["prompt_key"][:, 0])
     for held, code in ((2, "in_holdout"), (1, "in_validation")):
         found = np.flatnonzero(repeated == held).tolist()
-        rows.settle(found, code, "skip", lambda row, held=held: f"its prompt stands in the {SPLITS[held]} split")
+        rows.settle(found, code, "skip", f"its prompt stands in the {SPLITS[held]} split")
         rows.split[np.asarray(found, np.int64)] = -1
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 
 from halo_forge.config.schema import RowAction
 from halo_forge.data.decisions import Rows, excerpt_of

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 
+from halo_forge.chat.records import Conversation
 from halo_forge.chat.store import conversation_line
 from halo_forge.data.overlap.near_duplicates import NUM_BANDS, fingerprints
 from halo_forge.data.row_work import Draft
@@ -90,7 +91,7 @@ def part_of(drafts: Sequence[Draft]) -> pa.RecordBatch:
         "language": pa.array([draft.language for draft in drafts], pa.string()),
         "style": pa.array([draft.style for draft in drafts], pa.uint32()),
         "num_messages": pa.array([len(c.messages) if c else 0 for c in conversations], pa.int32()),
-        "is_document": pa.array([bool(c) and c.messages[0].role == "document" for c in conversations], pa.bool_()),
+        "is_document": pa.array([_is_document(c) for c in conversations], pa.bool_()),
         "num_tokens": pa.array([len(row) for row in ids], pa.int32()),
         "num_supervised": pa.array(_counts([row > 0 for row in weights]), pa.int32()),
         "input_ids": _lists(ids, np.int32),
@@ -100,6 +101,10 @@ def part_of(drafts: Sequence[Draft]) -> pa.RecordBatch:
 
 
 _NO_IDS, _NO_WEIGHTS = np.zeros(0, np.int32), np.zeros(0, np.float32)
+
+
+def _is_document(conversation: Conversation | None) -> bool:
+    return conversation is not None and conversation.messages[0].role == "document"
 
 
 def _line_of(draft: Draft) -> bytes | None:

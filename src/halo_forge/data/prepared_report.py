@@ -92,7 +92,7 @@ def findings(config: Config, summary: Summary, told: Sequence[Told]) -> tuple[Fi
         )
         for code, num_rows in counts.items()
     ]  # fmt: skip
-    kinds = list(dict.fromkeys(reason.kind for reason in REASONS.values()))
+    kinds: list[str] = list(dict.fromkeys(reason.kind for reason in REASONS.values()))
     return tuple(sorted(found, key=lambda finding: (kinds.index(finding.kind), -finding.rows, finding.code)))
 
 

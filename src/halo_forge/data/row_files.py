@@ -55,7 +55,7 @@ def write_rows(found: Examined, chosen: Mapping[Path, np.ndarray], *, overwrite:
     try:
         number = 0
         for batch in found.read.batches():
-            for row in rows_of(batch.raw)[0]:
+            for row in (row for _, raw in batch.pieces for row in rows_of(raw)[0]):
                 for path, mask in chosen.items():
                     if mask[number]:
                         writers[path].write(json.dumps(row.value, ensure_ascii=False, default=str).encode() + b"\n")

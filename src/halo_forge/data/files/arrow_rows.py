@@ -24,7 +24,7 @@ LIST_KEYS = frozenset({"messages", "conversations", "conversation", "items", "pr
 
 def parquet_rows(path: str, file: Path, say: Say) -> Iterator[Row]:
     """One row per record; `line` is the row's number. Raises DataError where the file is damaged or a bomb."""
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow.parquet
 
     with _told("Parquet", path), pyarrow.parquet.ParquetFile(file) as table:
         batch_rows = _batch_rows(path, file.stat().st_size, table.metadata)
@@ -34,7 +34,7 @@ def parquet_rows(path: str, file: Path, say: Say) -> Iterator[Row]:
 def arrow_rows(path: str, file: Path, say: Say) -> Iterator[Row]:
     """One row per record of an Arrow file, random access or stream (as datasets' save_to_disk writes it)."""
     import pyarrow
-    import pyarrow.ipc  # type: ignore[import-untyped]
+    import pyarrow.ipc
 
     with _told("Arrow", path), open(file, "rb") as plain:
         random_access = plain.read(6) == b"ARROW1"

@@ -117,7 +117,7 @@ def _unpacked(path: Path, packing: Packing) -> Any:
         return _Pieces(file, bz2.BZ2Decompressor)
     if packing == "xz":
         return _Pieces(file, lambda: lzma.LZMADecompressor(memlimit=MAX_XZ_MEMORY_BYTES))
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
 
     return pyarrow.CompressedInputStream(file, "zstd")
 

@@ -265,8 +265,8 @@ def _table_rows(file: Path) -> list[dict[str, Any]]:
     if file.suffix == ".jsonl":
         with open(file, encoding="utf-8") as lines:
             return [json.loads(line) for line in lines if line.strip()]
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     if file.suffix == ".parquet":
         rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()

@@ -8,7 +8,7 @@ with small edits 0.95, unrelated texts stay below 0.3. Only the first MAX_TOKENS
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ BLOCK_COLUMNS = 2**16
 
 
 def find_semantic(
-    texts: Sequence[str],
+    text_of: Callable[[int], str],
     eligible: np.ndarray,
     threshold: float,
     notify: Notify = silent,
@@ -36,7 +36,7 @@ def find_semantic(
     """Which rows go because an earlier row says the same. As in `find_near` every row that goes is like one that stays,
     the earliest such, and takes no other with it; here every pair is compared, none is cut.
 
-    texts     `near_text` of every row
+    text_of   row -> its `near_text`
     eligible  bool [n]; other rows neither are duplicates nor have any, and are not embedded
     model     directory or Hub id of an embedding model; None is the MiniLM of the package
     Raises UsageError where the model is not on this machine; it names the command that installs it.
@@ -44,9 +44,9 @@ def find_semantic(
     tokenizer, network = _load(model)
     rows = np.flatnonzero(eligible)
     notify("note", {"text": f"embedding {len(rows)} rows to find duplicates by meaning"})
-    vectors = _embeddings([texts[row] for row in rows.tolist()], tokenizer, network)
-    of = np.full(len(texts), -1, np.int64)
-    similarity = np.zeros(len(texts), np.float32)
+    vectors = _embeddings([text_of(row) for row in rows.tolist()], tokenizer, network)
+    of = np.full(len(eligible), -1, np.int64)
+    similarity = np.zeros(len(eligible), np.float32)
     alike, cosine = earliest_alike(vectors, threshold)
     matched = np.flatnonzero(alike >= 0)
     of[rows[matched]] = rows[alike[matched]]
