@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halo_forge.data.overlap.duplicates import exact_keys, find_exact
-from halo_forge.data.overlap.near_duplicates import find_near, fingerprints, gram_set, jaccard, near_groups
+from halo_forge.data.overlap.near_duplicates import find_near, fingerprints, gram_set, jaccard
 from halo_forge.data.overlap.plain_text import plain
 
 WORDS = [f"w{number}" for number in range(40)]
@@ -49,20 +49,6 @@ def partition(groups: np.ndarray, names: list[int]) -> set[frozenset[int]]:
     return {frozenset(rows) for rows in members.values()}
 
 
-@given(families(), st.randoms(use_true_random=False), st.sampled_from([0.6, 0.75, 0.85]))
-@settings(max_examples=60, deadline=None)
-def test_groups_do_not_depend_on_the_order_of_rows(texts: list[str], rng: random.Random, threshold: float) -> None:
-    order = list(range(len(texts)))
-    rng.shuffle(order)
-    bands = bands_of(texts)
-    everyone = np.ones(len(texts), bool)
-    groups = near_groups(bands, everyone, texts.__getitem__, threshold).group
-    shuffled = near_groups(bands[order], everyone, lambda row: texts[order[row]], threshold).group
-    assert partition(groups, list(range(len(texts)))) == partition(shuffled, order)
-    assert (groups <= np.arange(len(texts))).all()
-    assert (groups[groups] == groups).all()
-
-
 @given(families(), st.sampled_from([0.6, 0.75, 0.85]))
 @settings(max_examples=60, deadline=None)
 def test_what_stays_has_no_duplicates_and_what_goes_has_one_that_stays(texts: list[str], threshold: float) -> None:
@@ -80,8 +66,6 @@ def test_what_stays_has_no_duplicates_and_what_goes_has_one_that_stays(texts: li
     survivors = [texts[row] for row in np.flatnonzero(near.of < 0)]
     renumbered = find_near(bands_of(survivors), np.ones(len(survivors), bool), survivors.__getitem__, threshold)
     assert (renumbered.of == -1).all()
-    groups = near_groups(bands, everyone, texts.__getitem__, threshold).group
-    assert (groups[gone] == groups[near.of[gone]]).all()  # a copy and its original never part
 
 
 @given(families())

@@ -6,6 +6,7 @@ import hashlib
 import random
 import time
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 from hypothesis import given, settings
@@ -16,7 +17,6 @@ from halo_forge.data.split import (
     SPLITS,
     Helped,
     SplitName,
-    assign,
     assign_splits,
     group_key,
     helped_words,
@@ -26,6 +26,17 @@ from halo_forge.data.split import (
     short_key,
     split_of,
 )
+
+
+def assign(
+    prompt_keys: Iterable[str], validation_frac: float, holdout_frac: float
+) -> tuple[dict[str, SplitName], list[SplitName]]:
+    """({prompt key: split}, splits that were empty by their hashes and got one prompt), without strata."""
+    keys = list(prompt_keys)
+    numbers = np.array([short_key(key) for key in keys], np.uint64)
+    split, helped = assign_splits(numbers, None, validation_frac, holdout_frac, np.ones(len(keys), bool))
+    return {key: SPLITS[number] for key, number in zip(keys, split, strict=True)}, [item.split for item in helped]
+
 
 FRACTIONS = st.floats(0.0, 0.4)
 KEYS = st.lists(st.integers(0, 10_000), min_size=1, max_size=120).map(

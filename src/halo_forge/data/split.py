@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -144,17 +144,6 @@ def helped_words(helped: Sequence[Helped], names: Sequence[str] = ()) -> list[st
             "more rows mend this"
         )
     return told
-
-
-def assign(
-    prompt_keys: Iterable[str], validation_frac: float, holdout_frac: float
-) -> tuple[Mapping[str, SplitName], list[SplitName]]:
-    """({prompt key: split}, splits that were empty by their hashes and got one prompt): `assign_splits` for keys in
-    hexadecimal digits, by prompt, without strata."""
-    keys = list(prompt_keys)
-    numbers = np.array([short_key(key) for key in keys], np.uint64)
-    split, helped = assign_splits(numbers, None, validation_frac, holdout_frac, np.ones(len(keys), bool))
-    return {key: SPLITS[number] for key, number in zip(keys, split, strict=True)}, [item.split for item in helped]
 
 
 def _by_place(keys: np.ndarray, validation_frac: float, holdout_frac: float) -> np.ndarray:

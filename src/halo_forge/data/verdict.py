@@ -30,8 +30,9 @@ def refuse_part(part: Part, sources: Sequence[Source], actions: Mapping[str, Row
 
 
 def refused_row(where: str, code: str, reason: str) -> DataError:
-    fix = "mend the row, or leave such rows out: "
-    fix += "--set data.on_bad_row=skip" if REASONS[code].kind == "damage" else f"--set data.policies.{code}=skip"
+    fix = f"mend the row, or leave such rows out: --set data.policies.{code}=skip"
+    if REASONS[code].kind == "damage":
+        fix += " (every kind of damage: --set data.on_bad_row=skip)"
     return DataError(f"{reason} ({code})", where=where, fix=fix)
 
 

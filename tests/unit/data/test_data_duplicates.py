@@ -22,7 +22,6 @@ from halo_forge.data.overlap.near_duplicates import (
     fingerprints,
     gram_set,
     jaccard,
-    near_groups,
     near_text,
 )
 from halo_forge.data.overlap.plain_text import SYSTEM_END, plain, plain_turns
@@ -178,10 +177,7 @@ def test_a_row_goes_only_for_a_row_that_stays() -> None:
     assert near.similarity.tolist() == pytest.approx(
         [0, likeness[1], 0, jaccard(gram_set(texts[2]), gram_set(texts[3]))]
     )
-    groups = near_groups(bands, all_rows(bands), texts.__getitem__, 0.85)
-    assert groups.group.tolist() == [0, 0, 0, 0]
     eligible = np.array([True, False, True, True])
-    assert near_groups(bands, eligible, texts.__getitem__, 0.85).group.tolist() == [0, 1, 2, 2]
     assert find_near(bands, eligible, texts.__getitem__, 0.85).of.tolist() == [-1, -1, -1, 2]
 
 

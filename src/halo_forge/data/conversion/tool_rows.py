@@ -12,9 +12,6 @@ from halo_forge.errors import RowError
 GLAIVE_TURN = re.compile(r"(?:^|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):")
 GLAIVE_CALL = re.compile(r"<functioncall>\s*(\{.*\})", re.S)
 GLAIVE_QUOTED = re.compile(r"""("arguments"\s*:\s*)'(.*)'(\s*\})$""", re.S)
-ADAPTED_FORMATS: frozenset[str] = frozenset()
-"""Formats of data sets whose reader yields `messages` already. There are none: xlam and glaive are told from their
-columns and converted like every other row, from the Hub or from a file."""
 GLAIVE_ROLES = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
 
 

@@ -66,15 +66,6 @@ class NearDuplicates:
     num_cut: int
 
 
-@dataclass(frozen=True, slots=True)
-class NearGroups:
-    """group: int64 [n], the smallest row of the group that the row belongs to, which may be the row itself."""
-
-    group: np.ndarray
-    num_compared: int
-    num_cut: int
-
-
 def near_text(prompt: str, answer: str) -> str:
     """The text that near-duplicates are judged by, from plain prompt and answer."""
     return f"{without_system(prompt)} {answer}".strip()
@@ -190,35 +181,6 @@ def find_near(
         if likeness >= threshold and (agree is None or agree(later, earlier)):
             of[later], similarity[later] = earlier, likeness
     return NearDuplicates(of, similarity, num_compared, num_cut)
-
-
-def near_groups(bands: np.ndarray, eligible: np.ndarray, text_of: Callable[[int], str], threshold: float) -> NearGroups:
-    """Rows connected by a chain of near-duplicates, for data in which they are kept and must stand on one side of a
-    split. The groups do not depend on the order of the rows. Arguments as in `find_near`."""
-    parent = list(range(len(bands)))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    pairs, num_cut = _candidate_pairs(bands, eligible, threshold)
-    grams = _RecentGrams(text_of)
-    num_compared = 0
-    joined: set[int] = set()
-    for later, earlier in pairs.tolist():
-        one, other = sorted((root(later), root(earlier)))
-        if one == other:
-            continue
-        num_compared += 1
-        if jaccard(grams.of(earlier), grams.of(later)) >= threshold:
-            parent[other] = one
-            joined.update((later, earlier))
-    group = np.arange(len(bands), dtype=np.int64)
-    for row in joined:
-        group[row] = root(row)
-    return NearGroups(group, num_compared, num_cut)
 
 
 class _RecentGrams:

@@ -16,7 +16,6 @@ BYTE_BASE = 0x9E3779B97F4A7C15
 WORD_BASE = 0xD1342543DE82EF95
 CHUNK_BYTES = 2**16
 """So much text is hashed at once: the intermediate arrays stay in the processor's cache."""
-MASK = 2**64 - 1
 
 
 def _powers(base: int, count: int) -> np.ndarray:
