@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+TEST_PROCESSES ?= 2
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test check format install install-test soak clean help
@@ -13,8 +14,9 @@ help:  ## list these commands
 demo: install  ## fine-tune a real model in five minutes and open what came of it
 	HF_HUB_OFFLINE=1 $(BIN)/halo-forge demo
 
+# One thread in each process: two that both use all cores wait for each other, ten times slower than one after the other.
 test: install-test  ## every test but the long soaks
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not soak" --durations=15
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" --numprocesses $(TEST_PROCESSES) --dist loadfile --durations=15
 
 check: install-test  ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .

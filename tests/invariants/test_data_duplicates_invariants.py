@@ -42,13 +42,6 @@ def bands_of(texts: list[str]) -> np.ndarray:
     return fingerprints(texts, [""] * len(texts)).bands
 
 
-def partition(groups: np.ndarray, names: list[int]) -> set[frozenset[int]]:
-    members: dict[int, set[int]] = {}
-    for row, group in enumerate(groups.tolist()):
-        members.setdefault(group, set()).add(names[row])
-    return {frozenset(rows) for rows in members.values()}
-
-
 @given(families(), st.sampled_from([0.6, 0.75, 0.85]))
 @settings(max_examples=60, deadline=None)
 def test_what_stays_has_no_duplicates_and_what_goes_has_one_that_stays(texts: list[str], threshold: float) -> None:
