@@ -29,7 +29,7 @@ format: install-test  ## let ruff write
 	$(BIN)/ruff check --fix .
 
 soak: install-test  ## the long fault runs
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak --timeout 7200
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak --timeout 7200 -s
 
 install: $(VENV)/.installed  ## .venv with the halo-forge command
 
