@@ -72,7 +72,7 @@ def contamination_command(
     as_json: JsonOption = False,
 ) -> None:
     """Find rows that repeat benchmark items. Exit code 3 where some do. With --output, write the clean rows."""
-    from halo_forge.data.held_out import benchmarks_of
+    from halo_forge.data.overlap.benchmark_items import benchmarks_of
     from halo_forge.data.prepared_report import contamination
     from halo_forge.data.row_files import examined, write_rows
 

@@ -15,9 +15,9 @@ from halo_forge.config.schema import Config, DataSection, RowFormat
 from halo_forge.data.decisions import Rows, decide
 from halo_forge.data.entries import entries_of, write_ledger
 from halo_forge.data.files.rows import Say
-from halo_forge.data.held_out import benchmarks_of
 from halo_forge.data.inputs import Inputs, list_sources, row_sources
 from halo_forge.data.ledger import Summary, Totals
+from halo_forge.data.overlap.benchmark_items import benchmarks_of
 from halo_forge.data.overlap.contamination import BenchmarkIndex
 from halo_forge.data.prepared_report import findings, flag_notes, style_notes
 from halo_forge.data.reasons import action_table

@@ -19,7 +19,7 @@ from typing import Any
 
 from halo_forge.chat.records import Conversation, MediaPart, Message, TextPart
 from halo_forge.config.schema import DataSection
-from halo_forge.data.conversion.formats import DETECTED_ROWS, convert, detect
+from halo_forge.data.conversion.formats import convert, detect, detection_head
 from halo_forge.data.files.rows import Row, shown_path
 from halo_forge.data.files.sources import expand_paths, read_rows
 from halo_forge.errors import DataError, RowError, UsageError
@@ -171,7 +171,7 @@ def _conversations(
 
     label = shown_path(path)
     rows = _counted(read_rows(path, say), data.max_samples, counts)
-    head = _head(rows)
+    head = detection_head(rows, MAX_UNREADABLE_ROWS)
     values = [row.value for row in head if row.value is not None]
     if not values:
         for row in head:
@@ -204,18 +204,6 @@ def _counted(rows: Iterator[Row], limit: int | None, counts: ConvertCounts) -> I
             return
         counts.read += 1
         yield row
-
-
-def _head(rows: Iterator[Row]) -> list[Row]:
-    """Rows up to the 64th that could be read: what the format is told from."""
-    head: list[Row] = []
-    num_readable = 0
-    for row in rows:
-        head.append(row)
-        num_readable += row.value is not None
-        if num_readable == DETECTED_ROWS or len(head) == MAX_UNREADABLE_ROWS:
-            break
-    return head
 
 
 def _told(row: Row, problem: RowError | None, data: DataSection, counts: ConvertCounts) -> None:

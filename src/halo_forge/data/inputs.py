@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from halo_forge.config.schema import DataSection, RowFormat, SourceEntry
-from halo_forge.data.conversion.formats import Verdict, detect
+from halo_forge.data.conversion.formats import DETECTED_ROWS, Verdict, detect, detection_head
 from halo_forge.data.files.datasets_table import HubDataset, dataset_rows, find_dataset
 from halo_forge.data.files.raw_batches import MAX_BATCH_BYTES, ROWS_PER_BATCH, RawBatch, row_batches, rows_of
 from halo_forge.data.files.rows import Row, Say, shown_path
@@ -23,7 +23,6 @@ from halo_forge.data.split import SplitName
 from halo_forge.errors import DataError, UsageError
 from halo_forge.runs import sha256_file
 
-DETECTED_ROWS = 64
 MAX_UNREADABLE_ROWS = 100_000
 
 
@@ -158,18 +157,12 @@ class Inputs:
     def _look_at(self, source: Source) -> None:
         """Tell the format from the first rows that can be read."""
         forced = source.format
-        head: list[Row] = []
-        values = []
-        for row in _rows(self._open(source, lambda text: None)):
-            head.append(row)
-            if row.value is not None:
-                values.append(row.value)
-            if len(values) == DETECTED_ROWS:
-                break
-            if len(head) == MAX_UNREADABLE_ROWS:
-                raise _unreadable(head)
+        head = detection_head(_rows(self._open(source, lambda text: None)), MAX_UNREADABLE_ROWS)
         if not head:
             raise DataError("the file holds no rows", where=source.label)
+        values = [row.value for row in head if row.value is not None]
+        if len(head) == MAX_UNREADABLE_ROWS and len(values) < DETECTED_ROWS:
+            raise _unreadable(head)
         verdict = detect(source.label, values, forced) if values else None
         self.verdicts[source.label] = verdict
         if verdict:

@@ -27,10 +27,9 @@ from halo_forge.chat import template_sha256, tokenizer_sha256
 from halo_forge.config.schema import Config
 from halo_forge.data.decisions import Rows, decide
 from halo_forge.data.entries import Told, write_ledger, write_quarantine
-from halo_forge.data.held_out import benchmarks_of
 from halo_forge.data.inputs import Inputs, Source, list_sources, num_read, row_sources, source_sha256
 from halo_forge.data.ledger import LineWriter, Summary, check_totals
-from halo_forge.data.overlap.benchmark_items import Benchmark
+from halo_forge.data.overlap.benchmark_items import Benchmark, benchmarks_of
 from halo_forge.data.overlap.contamination import BenchmarkIndex
 from halo_forge.data.parts import Part
 from halo_forge.data.prepared_report import contamination, flag_notes, mix_of, prepared_record, style_notes

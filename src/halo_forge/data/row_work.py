@@ -19,7 +19,7 @@ from halo_forge.config.schema import DataSection, RowAction, RowFormat
 from halo_forge.data.conversion.formats import Converted, convert
 from halo_forge.data.conversion.identity import conversation_id
 from halo_forge.data.files.rows import Row
-from halo_forge.data.held_out import HOLDOUT
+from halo_forge.data.overlap.benchmark_items import HOLDOUT
 from halo_forge.data.overlap.plain_text import plain_turns
 from halo_forge.data.reasons import DROPPING, REASONS
 from halo_forge.data.rules.consistency import style_features

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ import numpy as np
 from halo_forge.chat.records import Conversation
 from halo_forge.config.schema import Config, ModelSection
 from halo_forge.config.yaml_text import yaml_value
-from halo_forge.data.conversion.formats import DETECTED_ROWS, Verdict, convert, detect
+from halo_forge.data.conversion.formats import Verdict, convert, detect, detection_head
 from halo_forge.data.files.rows import Row, shown_path
 from halo_forge.data.files.sources import expand_paths, read_rows
 from halo_forge.data.files.text_rows import BYTES_PER_TOKEN
@@ -94,7 +94,7 @@ def look_at(name: str) -> FileLook:
     conversations: list[Conversation] = []
     for path in expand_paths([name]):
         rows = read_rows(path, lambda text: None)
-        head = _head(rows)
+        head = detection_head(rows, SAMPLE_ROWS)
         values = [row.value for row in head if row.value is not None]
         if not values:
             continue
@@ -271,17 +271,6 @@ def _warnings(look: FileLook, values: dict[str, object]) -> tuple[str, ...]:
 
 
 # ------------------------------------------------------------------------------------------------ reading
-
-
-def _head(rows: Iterator[Row]) -> list[Row]:
-    head: list[Row] = []
-    num_readable = 0
-    for row in rows:
-        head.append(row)
-        num_readable += row.value is not None
-        if num_readable == DETECTED_ROWS or len(head) == SAMPLE_ROWS:
-            break
-    return head
 
 
 def _converted(row: Row, verdict: Verdict) -> tuple[Conversation | None, str | None]:

@@ -169,6 +169,18 @@ def detect(path: str, values: Sequence[Mapping[str, Any]], forced: RowFormat = "
     )  # fmt: skip
 
 
+def detection_head(rows: Iterable[Row], max_rows: int) -> list[Row]:
+    """Rows from the first to the DETECTED_ROWS-th that can be read, at most `max_rows`: what `detect` looks at."""
+    head: list[Row] = []
+    num_readable = 0
+    for row in rows:
+        head.append(row)
+        num_readable += row.value is not None
+        if num_readable == DETECTED_ROWS or len(head) == max_rows:
+            break
+    return head
+
+
 def missing_columns(columns: Iterable[str]) -> str:
     """The columns seen and the format that is nearest to them, in words."""
     seen = list(columns)[:40]

@@ -11,11 +11,12 @@ import difflib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from halo_forge.chat.records import Conversation
+from halo_forge.config.schema import DataSection
 from halo_forge.data.conversion.formats import DETECTED_ROWS, convert, detect
 from halo_forge.data.files.rows import shown_path
 from halo_forge.data.files.sources import expand_paths, read_rows
@@ -23,6 +24,8 @@ from halo_forge.errors import DataError, RowError, UsageError
 from halo_forge.runs import Notify, sha256_json, silent
 
 TREE_VARIABLE = "HALO_FORGE_BENCHMARKS"
+HOLDOUT = "holdout"
+"""The name that a holdout file goes by among the benchmarks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +102,15 @@ KNOWN: Mapping[str, KnownBenchmark] = {
         hub_id="google/IFEval", config="default", split="train", item=_ifeval, file_names=("ifeval_input_data.jsonl",)
     ),
 }
+
+
+def benchmarks_of(data: DataSection) -> list[Benchmark]:
+    """What training rows must not repeat: the benchmarks of data.decontaminate and the holdout file. Raises DataError
+    for a benchmark that is not on this machine."""
+    found = list(load_benchmarks(data.decontaminate))
+    if data.holdout_file:
+        found.append(replace(load_benchmark(data.holdout_file), name=HOLDOUT))
+    return found
 
 
 def load_benchmarks(names: Sequence[str], tree: Path | None = None, notify: Notify = silent) -> tuple[Benchmark, ...]:
