@@ -146,6 +146,7 @@ class PreparedData(Artifact):
     findings: tuple[Finding, ...] = ()
     duplicates: DuplicateReport | None = None
     contamination: tuple[ContaminationReport, ...] = ()
+    holdout_overlap: ContaminationReport | None = None  # training rows against those held out of the same files
     languages: dict[str, int] = Field(default_factory=dict)  # ISO 639-1 or "unknown" -> kept rows
     length_counts: dict[str, int] = Field(default_factory=dict)  # "64-127" tokens -> kept rows
     advice: str = ""

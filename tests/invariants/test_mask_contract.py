@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from halo_forge.chat import ChatEncoder, Conversation, Message, SourceRef, TextPart, prompt_and_reference
+from halo_forge.chat.origin import visible
 from halo_forge.errors import RowError
 
 if TYPE_CHECKING:
@@ -92,6 +93,10 @@ def turn_lists(pieces: list[str]) -> st.SearchStrategy[list[Turn]]:
     return st.tuples(system, st.lists(pair, min_size=1, max_size=4)).map(
         lambda both: both[0] + [turn for pair in both[1] for turn in pair]
     )
+
+
+def seen_of(text: str) -> str:
+    return "".join(character for character in text if visible(character))
 
 
 def runs(weights: np.ndarray) -> list[tuple[int, int]]:
@@ -176,6 +181,28 @@ def test_the_prompt_is_a_prefix_of_the_example_and_the_reference_its_answer(
     assert ids[: len(prompt)] == prompt
     if "merged_boundary" not in encoded.notes:
         assert runs(encoded.example.loss_weights)[-1][0] == len(prompt)
+
+
+@SETTINGS
+@given(turns=turn_lists(ORDINARY + SPECIALS), train_on=st.sampled_from([["user"], ["assistant", "user"], ["system"]]))
+def test_turns_of_listed_roles_are_trained_with_what_ends_them_and_no_others(
+    turns: list[Turn],
+    train_on: list[Literal["assistant", "user", "system"]],
+    encoder: ChatEncoder,
+    smollm2_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    listed = [(role, content) for role, content in turns if role in train_on]
+    by_role = ChatEncoder(smollm2_tokenizer, max_seq_length=100_000, train_on=train_on)
+    seen = [text for role, text in listed if role == "assistant" or visible(text)]
+    if not seen:
+        with pytest.raises(RowError) as error:
+            by_role.encode(conversation(turns))
+        assert error.value.code == "no_supervised_tokens"
+        return
+    example = by_role.encode(conversation(turns)).example
+    assert example.input_ids.tolist() == encoder.encode(conversation(turns)).example.input_ids.tolist()
+    found = [smollm2_tokenizer.decode(example.input_ids[first:end]) for first, end in runs(example.loss_weights)]
+    assert [seen_of(text) for text in found] == [seen_of(text) + "<|im_end|>" for text in seen]
 
 
 @SETTINGS

@@ -96,7 +96,7 @@ def fast_path(known: KnownTokenizer) -> FastPath:
 
 def encode_batch(encoder: ChatEncoder, conversations: Sequence[Conversation]) -> EncodedBatch:
     """See the module. Raises DataError as `encode` does, for the first row that it is raised for."""
-    path = fast_path(encoder.known) if encoder.fast else None
+    path = fast_path(encoder.known) if encoder.fast and isinstance(encoder.train_on, str) else None
     if path is None or isinstance(path.tokens, str):
         return _assemble(encoder, conversations, None, {})
     groups = _group(encoder, conversations)

@@ -1,7 +1,8 @@
 """Conversation -> Example: one rendering, its trained characters, the tokens they became.
 
 What is trained: in each trained assistant turn everything from the end of the generation prompt through the token that
-stops the answer; nothing else, unless `train_on="all"`. Every row either keeps that contract or is refused by code:
+stops the answer; nothing else, unless `train_on` is "all" or names other roles. Every row either keeps that contract or
+is refused by code:
 
     template_refused  mask_disagreement  stop_token_untrained  double_bos  no_assistant_turn  no_supervised_tokens
     too_long  no_supervised_tokens_after_truncation  special_tokens_unsplittable  media_unsupported  invalid_unicode
@@ -19,6 +20,7 @@ import numpy as np
 
 from halo_forge.chat.batch_encode import EncodedBatch, encode_batch
 from halo_forge.chat.known import known_tokenizer
+from halo_forge.chat.origin import Origin, visible
 from halo_forge.chat.reasoning import ReasoningPolicy, require_reasoning, strip_reasoning
 from halo_forge.chat.records import Conversation, Example, Message
 from halo_forge.chat.spans import Span, Turn
@@ -28,7 +30,8 @@ from halo_forge.errors import DataError, RowError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TrainOn = Literal["assistant", "last_assistant", "all"]
+TrainedRole = Literal["assistant", "user", "system"]
+TrainOn = Literal["assistant", "last_assistant", "all"] | list[TrainedRole]
 Overlong = Literal["drop", "truncate", "fail"]
 
 
@@ -65,11 +68,13 @@ class ChatEncoder:
         reasoning: ReasoningPolicy = "keep",
         fast: bool = True,
     ) -> None:
-        """`reasoning`: rendered as the template does, taken out before that, or required in every trained answer.
-        `fast=False` makes `encode_batch` encode every row by `encode`."""
+        """`train_on`: which turns are trained, or the roles whose turns are (of a user's or system's turn: its text and
+        the special token right after it). `reasoning`: rendered as the template does, taken out before that, or
+        required in every trained answer. `fast=False` makes `encode_batch` encode every row by `encode`."""
         self.tokenizer = tokenizer
         self.max_seq_length, self.train_on, self.overlong = max_seq_length, train_on, overlong
         self.reasoning, self.fast = reasoning, fast
+        self.other_roles = frozenset[str]() if isinstance(train_on, str) else frozenset(train_on) - {"assistant"}
         self.known = known_tokenizer(tokenizer)
 
     def encode_batch(self, conversations: Sequence[Conversation]) -> EncodedBatch:
@@ -137,7 +142,7 @@ class ChatEncoder:
         roles = [message.role for message in conversation.messages]
         if not roles:
             raise RowError("empty_conversation", "the row has no messages")
-        if "assistant" not in roles and self.train_on != "all":
+        if "assistant" not in roles and self.train_on != "all" and not self.other_roles:
             raise RowError("no_assistant_turn", "the row has no assistant message, so there is nothing to learn from")
         rendering = self.known.render(conversation)
         tokens, neutralised = self.known.encoder.encode(rendering.text, rendering.origin)
@@ -158,12 +163,32 @@ class ChatEncoder:
         if needs_eos:
             ids = np.append(ids, np.int32(self.known.eos_for_answers()))
             weights = np.append(weights, np.float32(wanted[rendering.spans[-1].message]))
+        if self.other_roles:
+            self._train_texts(conversation, rendering.origin, tokens, weights)
         self._check_bos(ids)
         return ids, weights, notes
+
+    def _train_texts(
+        self, conversation: Conversation, origin: Origin, tokens: TokenizedText, weights: np.ndarray
+    ) -> None:
+        """Weigh the turns of other roles, in place: the tokens of the text and the special token that ends it."""
+        for segment in origin.segments:
+            message = conversation.messages[segment.message]
+            if message.role not in self.other_roles:
+                continue
+            first, _ = tokens.first_token(segment.start)
+            end, extent = segment.end, origin.extent(segment.message)
+            if extent is not None and end == extent[1]:
+                following = next((special for special in tokens.specials if special.start >= end), None)
+                if following is not None and not visible(tokens.text[end : following.start]):
+                    end = following.end
+            weights[first : tokens.last_token(end) + 1] = 1.0 if message.weight is None else message.weight
 
     def _turn_weights(self, messages: Sequence[Message]) -> dict[int, float]:
         turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
         chosen = turns[-1:] if self.train_on == "last_assistant" else turns
+        if not isinstance(self.train_on, str) and "assistant" not in self.train_on:
+            chosen = []
         weights = {}
         for index in turns:
             own = messages[index].weight

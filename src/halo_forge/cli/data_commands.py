@@ -79,6 +79,7 @@ def show_command(
         max_seq_length=chosen.data.max_seq_length,
         train_on=chosen.data.train_on,
         overlong=chosen.data.overlong,
+        reasoning=chosen.data.reasoning,
     )
     encoded = encoder.encode(conversation)
     if as_json:

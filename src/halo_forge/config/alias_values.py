@@ -73,6 +73,19 @@ def target_modules(value: Any) -> Reading:
     return Reading({"lora.target_modules": [name.strip() for name in value.split(",") if name.strip()]})
 
 
+def trained_roles(value: Any) -> Reading:
+    """Axolotl's `roles_to_train`: role names in any of the usual spellings."""
+    roles = {"assistant": "assistant", "gpt": "assistant", "model": "assistant", "user": "user", "human": "user"}
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise Misfit("a list of roles")
+    if "tool" in value:
+        raise NotOffered("results of tools are never trained", "assistant, user or system")
+    if unknown := [name for name in value if name not in {*roles, "system"}]:
+        raise Misfit(f"assistant, user or system, not {unknown[0]!r}")
+    trained = list(dict.fromkeys(roles.get(name, name) for name in value))
+    return Reading({"data.train_on": "assistant" if trained == ["assistant"] else trained})
+
+
 def stage(value: Any) -> Reading:
     """LLaMA-Factory's `stage`: sft is what this tool does, pt is plain text."""
     if value == "sft":

@@ -42,6 +42,7 @@ from halo_forge.config.alias_values import (
     stage,
     switched_epochs,
     target_modules,
+    trained_roles,
     validation_share,
     warmup,
 )
@@ -223,7 +224,7 @@ ROWS: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("auto_find_batch_size",), refused("searching a batch size", "training.micro_batch_tokens")),
     (("group_by_length", "length_column_name"), refused("ordering rows by length", "training.packing saves padding")),
     (("train_on_eos",), already(("turn",), "the end of every trained turn is trained", "turn")),
-    (("roles_to_train",), already((["assistant"],), "data.train_on decides which turns are trained", "data.train_on")),
+    (("roles_to_train",), Rule(trained_roles, "data")),
     (("dataloader_drop_last",), already((False,), _NO_TAIL, "false")),
     (("dataloader_prefetch_factor", "dataloader_persistent_workers"), neutral("training.dataloader_num_workers rules")),
     (("unfrozen_parameters", "freeze_trainable_layers"), refused("training some layers only", _OTHER_ADAPTERS)),

@@ -171,6 +171,8 @@ def _plural(item: Any) -> str:
     for dotted, (model, word) in ENTRIES.items():
         if item is model:
             return f"{word}s (mappings with {', '.join(entry_keys(dotted))})"
+    if get_origin(item) is Literal:
+        return ", ".join(get_args(item))
     return "texts" if item is str else "values"
 
 

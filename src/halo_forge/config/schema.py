@@ -123,8 +123,11 @@ class DataSection(Section):
     """A text-classification model (directory or Hub id) that scores answers beside the lexical toxicity rule."""
     system_prompt: str | None = None
     """Put before conversations that have no system message of their own."""
-    train_on: Literal["assistant", "last_assistant", "all"] = "assistant"
-    """Which turns are trained. `all` trains every token after the first."""
+    train_on: (
+        Literal["assistant", "last_assistant", "all"]
+        | Annotated[list[Literal["assistant", "user", "system"]], Field(min_length=1)]
+    ) = "assistant"
+    """Which turns are trained, or a list of the roles whose turns are. `all` trains every token after the first."""
     reasoning: Literal["keep", "strip", "require"] = "keep"
     """Reasoning of assistant turns: rendered as the template does, left out, or every row must have it."""
     num_workers: Annotated[int, Field(ge=0)] | None = None

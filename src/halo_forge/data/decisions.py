@@ -8,6 +8,7 @@ its share; what is left is split.
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,13 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from halo_forge.artifacts import DuplicatePair, DuplicateReport
-from halo_forge.chat.store import conversation_from_line
 from halo_forge.config.schema import DataSection, RowAction
 from halo_forge.data.inputs import Source
 from halo_forge.data.mix import choose_rows, plan_mix
 from halo_forge.data.overlap.duplicates import find_exact
 from halo_forge.data.overlap.near_duplicates import find_near, gram_set, jaccard, near_text
-from halo_forge.data.overlap.plain_text import plain_turns
 from halo_forge.data.parts import Part
 from halo_forge.data.rules.consistency import find_contradictions
 from halo_forge.data.split import SPLITS, assign_splits, helped_words, repeated_across
@@ -36,8 +35,6 @@ CopyKind = Literal["exact", "near", "semantic"]
 NUM_SHOWN = 5
 TOXIC_FROM = 0.5
 TEXTS_AT_ONCE = 1024
-NUM_RECENT = 512
-"""So many plain texts are held: of a pair that is compared, each is asked for several times."""
 
 
 @dataclass(slots=True)
@@ -127,23 +124,24 @@ class TextOf:
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = parts
-        self.starts = np.concatenate(([0], np.cumsum([part.num_rows for part in parts]))).astype(np.int64)
-        self._open: dict[int, pa.Array] = {}
-        self._recent: dict[int, tuple[str, str]] = {}
+        self.starts = np.concatenate(([0], np.cumsum([part.num_rows for part in parts]))).astype(np.int64).tolist()
+        self._open: dict[int, list[pa.Array]] = {}
 
     def line(self, row: int) -> bytes:
-        number = int(np.searchsorted(self.starts, row, side="right")) - 1
-        if number not in self._open:
-            self._open[number] = self.parts[number].read(["conversation"])["conversation"]
-        return bytes(self._open[number][row - int(self.starts[number])].as_py())
+        columns, at = self._place(row)
+        return bytes(columns[0][at].as_py())
 
     def turns(self, row: int) -> tuple[str, str]:
-        found = self._recent.get(row)
-        if found is None:
-            if len(self._recent) >= NUM_RECENT:
-                self._recent.clear()
-            found = self._recent[row] = plain_turns(conversation_from_line(self.line(row)))
-        return found
+        columns, at = self._place(row)
+        return columns[1][at].as_py(), columns[2][at].as_py()
+
+    def _place(self, row: int) -> tuple[list[pa.Array], int]:
+        number = bisect_right(self.starts, row) - 1
+        columns = self._open.get(number)
+        if columns is None:
+            batch = self.parts[number].read(("conversation", "prompt", "answer"))
+            columns = self._open[number] = batch.columns
+        return columns, row - self.starts[number]
 
     def __call__(self, row: int) -> str:
         return near_text(*self.turns(row))

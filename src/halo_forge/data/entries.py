@@ -18,6 +18,7 @@ from halo_forge.data.ledger import NUM_EXAMPLES, Action, Entry, LineWriter, Summ
 from halo_forge.data.parts import Part
 from halo_forge.data.split import SPLITS
 
+_encoded = json.JSONEncoder(ensure_ascii=False).encode
 TOLD = ("code", "reason", "fixes", "flags", "found", "excerpt", "conversation")
 
 
@@ -96,7 +97,7 @@ def write_ledger(rows: Rows, writer: LineWriter | None) -> tuple[Summary, list[T
             if new:
                 shown.append(item)
             if writer:
-                lines.append(json.dumps(item.entry.to_dict(), ensure_ascii=False))
+                lines.append(_encoded(item.entry.to_dict()))
         for source, splits in plain.items():
             summary.count_kept(rows.sources[source].label, splits)
         if writer and lines:

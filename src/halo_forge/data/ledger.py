@@ -46,10 +46,15 @@ SECRET_SIGNS = (
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+LAST_WORD = re.compile(r"""[^\s",:{}\[\]]+""")
+"""Matched backwards from the end: looked for from the front it takes quadratic time."""
+
+
 def redacted(text: str) -> str:
     """At most 120 characters, safe to print and to pass on."""
     if len(text) >= EXCERPT_SOURCE_CHARS:  # its last word is cut, and half a secret is not recognised
-        text = re.sub(r"""[^\s",:{}\[\]]+$""", "", text) + "…"
+        cut_word = LAST_WORD.match(text[::-1])
+        text = (text[: -cut_word.end()] if cut_word else text) + "…"
     lowered = text.casefold()
     if any(sign in lowered for sign in SECRET_SIGNS):
         text = SECRET.sub("[redacted]", text)

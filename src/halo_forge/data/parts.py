@@ -36,6 +36,8 @@ SCHEMA = pa.schema(
         ("raw", pa.string()),  # the whole row, of rows with a problem
         ("id", pa.string()),
         ("conversation", pa.binary()),  # its line in a split file
+        ("prompt", pa.string()),  # plain, as copies and overlap are judged by
+        ("answer", pa.string()),
         ("prompt_key", pa.binary(16)),
         ("answer_key", pa.binary(16)),
         ("group", pa.uint64()),
@@ -80,6 +82,8 @@ def part_of(drafts: Sequence[Draft]) -> pa.RecordBatch:
         "raw": pa.array([_raw(draft) if draft.problem else None for draft in drafts], pa.string()),
         "id": pa.array([c.id if c else None for c in conversations], pa.string()),
         "conversation": pa.array(lines, pa.binary()),
+        "prompt": pa.array([draft.prompt if ok else None for draft, ok in zip(drafts, kept, strict=True)], pa.string()),
+        "answer": pa.array([draft.answer if ok else None for draft, ok in zip(drafts, kept, strict=True)], pa.string()),
         "prompt_key": pa.array(keys, pa.binary(16)),
         "answer_key": pa.array([_digest(draft.answer) for draft in drafts], pa.binary(16)),
         "group": pa.array([group_key(draft.prompt_key or NO_PROMPT, draft.group) for draft in drafts], pa.uint64()),

@@ -27,6 +27,7 @@ from halo_forge.chat import template_sha256, tokenizer_sha256
 from halo_forge.config.schema import Config
 from halo_forge.data.decisions import Rows, decide
 from halo_forge.data.entries import Told, write_ledger, write_quarantine
+from halo_forge.data.holdout_overlap import overlap_note, overlap_with_holdout
 from halo_forge.data.inputs import Inputs, Source, list_sources, num_read, row_sources, source_sha256
 from halo_forge.data.ledger import LineWriter, Summary, check_totals
 from halo_forge.data.overlap.benchmark_items import Benchmark, benchmarks_of
@@ -190,19 +191,29 @@ class _Preparation:
             rows = Rows.of(parts, self.sources)
             decide(rows, self.config.data, self.actions, self.notify)
             splits_written = workers.beside(write_splits, parts, rows.split, kept.path)
+            overlap_found = (
+                None
+                if self.config.data.holdout_file
+                else workers.beside(overlap_with_holdout, parts, rows.split, [source.label for source in self.sources])
+            )
             summary, told = self._ledger(rows, kept, run)
             splits = splits_written()
+            overlap = overlap_found() if overlap_found else None
         check_totals(summary, num_read(parts, self.sources), {name: split.rows for name, split in splits.items()})
         mix = mix_of(rows, self.config)
-        for note in [*rows.notes, *(mix.notes if mix else ()), *style_notes(rows), *flag_notes(summary)]:
-            self.say(note)
+        shared = overlap_note(overlap, splits["train"].rows, splits["holdout"].rows)
+        for note in [*rows.notes, *(mix.notes if mix else ()), *style_notes(rows), *flag_notes(summary), shared]:
+            if note:
+                self.say(note)
         prepared = prepared_record(self.config, rows, summary, told, splits, read.verdicts, self.inputs)
         if self.benchmarks:
             prepared = prepared.model_copy(update={"contamination": contamination(rows, self.benchmarks)})
         if prepared.advice:
             self.say(prepared.advice)
         time_s = round(time.monotonic() - started, 3)
-        prepared = prepared.model_copy(update={"notes": tuple(self.notes), "prepare_time_s": time_s})
+        prepared = prepared.model_copy(
+            update={"holdout_overlap": overlap, "notes": tuple(self.notes), "prepare_time_s": time_s}
+        )
         write_artifact(kept.manifest, prepared)
         shutil.rmtree(kept.parts, ignore_errors=True)
         return prepared

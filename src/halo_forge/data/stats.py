@@ -140,7 +140,7 @@ def data_stats(directory: Path) -> DataStats:
         languages=dict(sorted(prepared.languages.items(), key=lambda item: (-item[1], item[0]))),
         findings=_findings(prepared),
         duplicates=prepared.duplicates,
-        contamination=prepared.contamination,
+        contamination=(*prepared.contamination, *([prepared.holdout_overlap] if prepared.holdout_overlap else [])),
         advice=prepared.advice,
     )
 

@@ -127,7 +127,8 @@ def _data(facts: CardFacts) -> str:
     if prepared.reasons:
         reasons = ", ".join(f"{escape(code)} {count:,}" for code, count in sorted(prepared.reasons.items()))
         lines += ["", f"Rows dropped or fixed, by reason: {reasons}."]
-    policy = MASK_POLICY[facts.config.data.train_on]
+    chosen = facts.config.data.train_on
+    policy = MASK_POLICY[chosen] if isinstance(chosen, str) else f"the turns of the {' and the '.join(chosen)}"
     lines += ["", f"Trained tokens: {policy}. Longest example: {prepared.max_seq_length:,} tokens."]
     return "\n".join(lines)
 

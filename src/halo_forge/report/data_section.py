@@ -87,8 +87,7 @@ def data_part(files: RunFiles, holdout_uses: str = "") -> DataPart | None:
     prepared = files.prepared
     if prepared is None and not files.ledger.num_rows:
         return None
-    benchmarks = prepared.contamination if prepared else ()
-    num_hits = max(1, min(MAX_HITS, MAX_ALL_HITS // max(len(benchmarks), 1)))
+    benchmarks = _benchmarks(files)
     notes = [note for note in prepared.notes if not OLD_ADVICE.match(note)] if prepared else []
     origins = _origins(files)
     return DataPart(
@@ -99,9 +98,7 @@ def data_part(files: RunFiles, holdout_uses: str = "") -> DataPart | None:
         groups=grouped_findings(files),
         limits=stop_rules(files),
         duplicates=_duplicates(prepared.duplicates) if prepared and prepared.duplicates else None,
-        benchmarks=tuple(
-            _benchmark(report, _leaks_are_left_out(files), num_hits) for report in benchmarks[:MAX_BENCHMARKS]
-        ),
+        benchmarks=benchmarks[:MAX_BENCHMARKS],
         num_benchmarks_hidden=max(0, len(benchmarks) - MAX_BENCHMARKS),
         languages=language_bar(prepared.languages) if prepared else (),
         histogram=length_histogram(prepared.length_counts) if prepared else None,
@@ -156,11 +153,20 @@ def _duplicates(report: DuplicateReport) -> DuplicateReport:
     return report.model_copy(update={"examples": shown})
 
 
-def _benchmark(report: ContaminationReport, are_left_out: bool, num_hits: int) -> BenchmarkView:
+def _benchmarks(files: RunFiles) -> tuple[BenchmarkView, ...]:
+    """The benchmarks; behind them the rows held out of the same files, where repeats are told and stay."""
+    if files.prepared is None:
+        return ()
+    reports, own = files.prepared.contamination, files.prepared.holdout_overlap
+    num_hits = max(1, min(MAX_HITS, MAX_ALL_HITS // max(len(reports), 1)))
+    of_leaks = ("wait", "left out") if _leaks_are_left_out(files) else ("fail", "repeated")
+    views = [_benchmark(report, of_leaks, num_hits) for report in reports]
+    return (*views, *([_benchmark(own, ("wait", "overlaps"), num_hits)] if own else []))
+
+
+def _benchmark(report: ContaminationReport, of_leaks: tuple[str, str], num_hits: int) -> BenchmarkView:
     leaks, overlaps = report.exact + report.near, report.ngram_13 + report.ngram_8
-    tone, state = ("wait", "overlaps") if overlaps else ("pass", "clean")
-    if leaks:
-        tone, state = ("wait", "left out") if are_left_out else ("fail", "repeated")
+    tone, state = of_leaks if leaks else ("wait", "overlaps") if overlaps else ("pass", "clean")
     return BenchmarkView(
         report=report,
         num_leaks=leaks,

@@ -95,6 +95,8 @@ def test_every_row_reads_or_refuses_any_value() -> None:
         ("per_device_eval_batch_size: 5", {"evaluation.batch_size": 5}),
         ("gradient_accumulation: 5", {"training.gradient_accumulation_steps": 5}),
         ("num_epochs: 5", {"training.num_train_epochs": 5}),
+        ("roles_to_train: [assistant]", {}),
+        ("roles_to_train: [gpt, human]", {"data.train_on": ["assistant", "user"]}),
         ("max_steps: -1", {}),
         ("max_steps: 5", {"training.max_steps": 5}),
         ("warmup_steps: 5", {"training.warmup_steps": 5}),
@@ -227,7 +229,6 @@ def test_a_transformers_file_that_names_no_method_is_told_which_one_it_gets(load
         ("stage: sft", "supervised"),
         ("template: qwen", "chat template"),
         ("dataset_prepared_path: p", "read and tokenised once"),
-        ("roles_to_train: [assistant]", "data.train_on"),
         ("resume_from_checkpoint: true", "resumes by itself"),
     ],
 )

@@ -164,10 +164,10 @@ def benchmark_of(name: str, conversations: Iterable[tuple[str, Conversation]]) -
         answers = [turn.text for turn in turns if turn.role in ("assistant", "document")]
         prompts = [turn.text for turn in turns if turn.role not in ("assistant", "document")]
         items.append(BenchmarkItem(id=id, prompt="\n".join(prompts), answer="\n".join(answers)))
-    return _benchmark(name, items)
+    return benchmark_from(name, items)
 
 
-def _benchmark(name: str, items: Sequence[BenchmarkItem]) -> Benchmark:
+def benchmark_from(name: str, items: Sequence[BenchmarkItem]) -> Benchmark:
     digest = sha256_json([[item.id, item.prompt, item.answer, *item.others] for item in items])
     return Benchmark(name=name, sha256=digest, items=tuple(items))
 
@@ -218,7 +218,7 @@ def _load_known(name: str, tree: Path | None, notify: Notify) -> Benchmark:
                 where=shown_path(file),
                 fix=f"hf download {spec.hub_id} --repo-type dataset",
             ) from None
-    return _benchmark(name, items)
+    return benchmark_from(name, items)
 
 
 def _numbered(spec: KnownBenchmark, file: Path, number: int, row: Mapping[str, Any]) -> BenchmarkItem:
