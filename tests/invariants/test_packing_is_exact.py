@@ -28,8 +28,8 @@ from halo_forge.chat import Example
 from halo_forge.errors import TrainingError
 from halo_forge.train import attention as attention_module
 from halo_forge.train.attention import DOCUMENT_ATTENTION, set_training_attention, verify_packing
-from halo_forge.train.batches import examples_to_batch
-from halo_forge.train.loss import weighted_nll_sum
+from halo_forge.train.batches import Batch, examples_to_batch
+from halo_forge.train.loss import model_objective
 
 RELATIVE = 5e-6
 VOCAB = 200
@@ -92,6 +92,10 @@ def reference(model: PreTrainedModel) -> torch.Tensor:
     return total
 
 
+def packed_nll(model: PreTrainedModel, batch: Batch, supervised_only: bool) -> torch.Tensor:
+    return model_objective(model, "float32", supervised_logits_only=supervised_only).nll(batch, batch.weights)[0]
+
+
 def assert_equal_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -110,9 +114,7 @@ def test_packed_equals_every_document_alone(architecture: str, attention: str) -
     batch = examples_to_batch(examples())
     assert set_training_attention(model, attention, examples_to_batch(examples((9, 12)))) != "unpacked"
     for supervised_only in (True, False):
-        loss, gradients = loss_and_gradients(
-            model, lambda only=supervised_only: weighted_nll_sum(model, batch, supervised_logits_only=only)
-        )
+        loss, gradients = loss_and_gradients(model, lambda only=supervised_only: packed_nll(model, batch, only))
         assert loss == pytest.approx(expected_loss, rel=1e-6)
         assert_equal_gradients(gradients, expected)
 

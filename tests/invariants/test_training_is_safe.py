@@ -14,20 +14,26 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from halo_forge.errors import HaloForgeError, RunConflict, TrainingError
 from halo_forge.runs import RunDirectory
-from halo_forge.train import loop, step
+from halo_forge.train import loop
+from halo_forge.train.batches import Batch
 from halo_forge.train.checkpoint import list_checkpoints, verify_checkpoint
+from halo_forge.train.loss import Objective
+from halo_forge.train.step import StepResult
 from training_runs import losses, prepared_run, train_now
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad_calls: set[int], value: float) -> None:
     """From outside: the loss of these micro-batches is not finite."""
-    real, calls = step.weighted_nll_sum, iter(range(10**6))
+    real, calls = loop.train_step, iter(range(10**6))
 
-    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
-        nll = real(*args, **kwargs)
-        return nll * value if next(calls) in bad_calls else nll
+    def poisoned(objective: Objective, *args: Any) -> StepResult:
+        def nll(batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            total, each = objective.nll(batch, weights)
+            return total * value if next(calls) in bad_calls else total, each
 
-    monkeypatch.setattr(step, "weighted_nll_sum", poisoned)
+        return real(Objective(nll, objective.refresh), *args)
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -168,6 +168,15 @@ class TrainingSection(Section):
     """Tokens per packed micro-batch. Default: per_device_train_batch_size x max_seq_length, at most 1024 on CPU."""
     supervised_logits_only: bool = True
     """Compute vocabulary logits only where a target is trained. Same loss and gradient; false computes them all."""
+    skip_unread: bool = True
+    """Leave out what no trained token depends on: the end of a document after the last one, and in the last layer the
+    positions that predict none. Same loss and gradient."""
+    prefix_sharing: bool = True
+    """Compute what documents of a micro-batch begin with once (system prompts, few-shot examples, several answers to
+    one prompt), where it saves enough and nothing is dropped out. Same loss and gradient."""
+    fast_layers: bool = True
+    """Layers with written-out gradients for Llama-like models, once they are seen to agree with transformers' own.
+    Same loss and gradient up to rounding; false runs transformers' layers."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """Peak rate. Default by method: 2e-4 for lora, 2e-5 for full."""
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"

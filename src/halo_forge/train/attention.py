@@ -1,11 +1,12 @@
 """Attention over packed documents, registered through transformers' attention interface.
 
-Axes: H query heads, K key/value heads, G = H / K, N tokens of the row, T tokens of one document, E head size.
+Axes: H query heads, K key/value heads, N tokens of the row, E head size.
 
-Each document attends to itself only. No mask over the row is ever built: on CPU every document is its own small
-causal attention (cost sum of T^2 instead of N^2), on a GPU with half precision torch's varlen kernel does the same.
-A function registered under a name of its own is handed no mask by transformers, so every model family that uses the
-interface is served without a patch. `verify_packing` proves on the loaded model that it is.
+Each document attends to itself only, or to the prefix that it shares. No mask over the row is ever built: on CPU every
+block of queries multiplies with the keys that it may see (models/fast/attention), on a GPU with half precision
+torch's varlen kernel does the same. A function registered under a name of its own is handed no mask by transformers, so
+every model family that uses the interface is served without a patch. `verify_packing` proves on the loaded model that
+it is.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from halo_forge.errors import TrainingError
-from halo_forge.train.batches import Batch, examples_to_batch
+from halo_forge.models.fast.attention import BlockAttention, document_blocks
+from halo_forge.train.batches import Batch
 
 DOCUMENT_ATTENTION = "halo_forge_document"
-SHORT_DOCUMENT_TOKENS = 256
-"""Up to here one batched product per document beats torch's fused kernel on CPU (grouped-query heads, measured)."""
 
 
 def document_attention(
@@ -35,47 +35,37 @@ def document_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each document; returns [1, N, H, E]. The signature is transformers' interface;
+    """Causal attention inside each document; returns [1, N, H, E]. The signature is transformers' interface; `blocks`,
     `document_starts` int32 [D + 1] and `document_lengths` come through the model's own keyword arguments."""
-    document_starts, document_lengths = kwargs.get("document_starts"), kwargs.get("document_lengths")
-    if document_lengths is None or document_starts is None or attention_mask is not None:
+    starts, lengths, blocks = (kwargs.get(name) for name in ("document_starts", "document_lengths", "blocks"))
+    if blocks is None or starts is None or lengths is None or attention_mask is not None:
         raise TrainingError("document attention needs packed documents and no mask")
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise TrainingError("document attention does not cover logit soft-capping or attention sinks")
     window = kwargs.get("sliding_window")
-    if window is not None and max(document_lengths) > window:
+    if window is not None and max(sum(end - start for start, end in block.spans) for block in blocks) > window:
         raise TrainingError(f"document attention does not cover a sliding window of {window} tokens")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout and _VARLEN is not None:
-        return _varlen(query, key, value, document_starts, max(document_lengths), scale), None
-    outputs = [
-        _one_document(q, k, v, scale, dropout)
-        for q, k, v in zip(
-            query[0].split(document_lengths, dim=1),
-            key[0].split(document_lengths, dim=1),
-            value[0].split(document_lengths, dim=1),
-            strict=True,
-        )
-    ]
-    return torch.cat(outputs, dim=1).transpose(0, 1)[None], None
+    if dropout:
+        return _with_dropout(query, key, value, lengths, scale, dropout), None
+    is_half = query.is_cuda and value.dtype in (torch.bfloat16, torch.float16)
+    if is_half and lengths and _VARLEN is not None:
+        return _varlen(query, key, value, starts, max(lengths), scale), None
+    # Under autocast the rotary embedding gives float32 queries and keys beside bfloat16 values.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    return BlockAttention.apply(query[0], key[0], value[0], blocks, scale)[None], None
 
 
-def _one_document(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, dropout: float
+def _with_dropout(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...], scale: float, dropout: float
 ) -> torch.Tensor:
-    """[H, T, E], [K, T, E], [K, T, E] -> [H, T, E]"""
-    num_heads, num_tokens, head_size = query.shape
-    if query.is_cuda or dropout or num_tokens > SHORT_DOCUMENT_TOKENS:
-        return F.scaled_dot_product_attention(
-            query[None], key[None], value[None], is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=True
-        )[0]
-    num_groups = num_heads // key.shape[0]
-    scores = torch.bmm(
-        (query * scale).reshape(key.shape[0], num_groups * num_tokens, head_size), key.transpose(1, 2)
-    ).view(num_heads, num_tokens, num_tokens)
-    future = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=query.device).triu(1)
-    attention = scores.float().masked_fill(future, float("-inf")).softmax(-1).to(value.dtype)
-    return torch.bmm(attention.view(key.shape[0], num_groups * num_tokens, num_tokens), value).view_as(query)
+    if not lengths:
+        raise TrainingError("a shared prefix cannot drop other attention weights for each document")
+    outputs = [
+        F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, dropout_p=dropout, enable_gqa=True)
+        for q, k, v in zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
+    ]
+    return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
 def _load_varlen() -> Any:
@@ -140,9 +130,7 @@ def verify_packing(model: PreTrainedModel, probe: Batch) -> bool:
     model.eval()
     try:
         packed = model(**forward_inputs(probe), use_cache=False).logits[0].float()
-        alone = torch.cat(
-            [model(**forward_inputs(document), use_cache=False).logits[0].float() for document in _documents(probe)]
-        )
+        alone = torch.cat([model(**inputs, use_cache=False).logits[0].float() for inputs in _documents(probe)])
     finally:
         model.train(was_training)
     half = next(model.parameters()).dtype != torch.float32 or torch.is_autocast_enabled(probe.input_ids.device.type)
@@ -157,26 +145,23 @@ def forward_inputs(batch: Batch) -> dict[str, Any]:
         "position_ids": batch.position_ids,
         "document_starts": batch.document_starts,
         "document_lengths": batch.document_lengths,
+        "blocks": batch.blocks,
     }
 
 
-def _documents(batch: Batch) -> list[Batch]:
-    ids = batch.input_ids[0].split(batch.document_lengths)
+def _documents(batch: Batch) -> list[dict[str, Any]]:
+    """The inputs of each document alone."""
     device = batch.input_ids.device
     return [
-        Batch(
-            input_ids=document[None],
-            position_ids=torch.arange(len(document), device=device)[None],
-            document_starts=torch.tensor([0, len(document)], dtype=torch.int32, device=device),
-            document_lengths=(len(document),),
-            target_positions=batch.target_positions[:0],
-            targets=batch.targets[:0],
-            weights=batch.weights[:0],
-        )
-        for document in ids
+        {
+            "input_ids": ids[None],
+            "position_ids": torch.arange(len(ids), device=device)[None],
+            "document_starts": torch.tensor([0, len(ids)], dtype=torch.int32, device=device),
+            "document_lengths": (len(ids),),
+            "blocks": document_blocks([len(ids)]),
+        }
+        for ids in batch.input_ids[0].split(batch.document_lengths)
     ]
 
 
 AttentionInterface.register(DOCUMENT_ATTENTION, document_attention)
-
-__all__ = ["DOCUMENT_ATTENTION", "examples_to_batch", "forward_inputs", "set_training_attention", "verify_packing"]

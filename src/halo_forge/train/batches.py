@@ -1,6 +1,6 @@
 """From examples to the batches of one optimizer step, deterministically and without padding.
 
-Axes: N tokens of a micro-batch (all documents in one row), D documents, S supervised positions.
+Axes: N tokens of a micro-batch (all documents in one row), D documents, U positions that predict, S targets.
 
 Packing happens inside an optimizer step: the step sees the same examples packed and unpacked, so its gradient is the
 same up to rounding. The order is a pure function of (seed, epoch): nothing needs to be skipped or saved to resume.
@@ -9,13 +9,18 @@ same up to rounding. The order is a pure function of (seed, epoch): nothing need
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from halo_forge.chat.records import Example
+from halo_forge.models.fast.attention import Block, attention_blocks
+from halo_forge.train.prefixes import pack_families, plain_layout, shared_layout
+
+MIN_TOKENS_SAVED = 1.05
+"""Prefixes are shared from this ratio of all tokens to different ones: below it the cut attention eats the gain."""
 
 
 class Examples(Protocol):
@@ -27,59 +32,77 @@ class Examples(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One micro-batch: D documents end to end in one row.
+    """One micro-batch: D documents in one row, end to end or behind the prefixes that they share.
 
     input_ids          int64 [1, N]
-    position_ids       int64 [1, N]   restart at 0 with every document
-    document_starts    int32 [D + 1]  offsets of the documents, N last
-    document_lengths   the same as Python ints, so that no device is asked for them
-    target_positions   int64 [S]      positions whose output predicts a target (the token before it)
+    position_ids       int64 [1, N]   a token's place in its document
+    document_starts    int32 [D + 1]  offsets of documents that lie end to end, N last
+    document_lengths   the same as Python ints, so that no device is asked for them; empty with shared prefixes
+    blocks             what attends to what
+    positions          int64 [U]      positions whose output predicts a target (the token before it), ascending
+    rows               int64 [S]      which of `positions` predicts each target, ascending
     targets            int64 [S]
     weights            float32 [S]
+    num_tokens         tokens of the documents as they were prepared: N, and what was trimmed and shared
     """
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     document_starts: torch.Tensor
     document_lengths: tuple[int, ...]
-    target_positions: torch.Tensor
+    blocks: tuple[Block, ...]
+    positions: torch.Tensor
+    rows: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
-
-    @property
-    def num_tokens(self) -> int:
-        return int(self.input_ids.shape[1])
+    num_tokens: int
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
-        return Batch(document_lengths=self.document_lengths, **moved)
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
 
     def pin_memory(self) -> Batch:
-        pinned = {name: getattr(self, name).pin_memory() for name in _TENSORS}
-        return Batch(document_lengths=self.document_lengths, **pinned)
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
 
-_TENSORS = ("input_ids", "position_ids", "document_starts", "target_positions", "targets", "weights")
+_TENSORS = ("input_ids", "position_ids", "document_starts", "positions", "rows", "targets", "weights")
 
 
-def examples_to_batch(examples: Sequence[Example]) -> Batch:
-    """Lay documents end to end. The first token of a document is never a target, so none predicts its neighbour's."""
-    lengths = [len(example.input_ids) for example in examples]
+def examples_to_batch(examples: Sequence[Example], *, share_prefixes: bool = False, trim: bool = False) -> Batch:
+    """Lay documents out in one row. The first token of a document is never a target, so none predicts its neighbour's.
+
+    share_prefixes  tokens that several documents begin with stand in the row once (`shared_layout`)
+    trim            leave out what follows the last token that predicts a target: nothing that is trained sees it
+    """
+    lengths = [_last_target(example) if trim else len(example.input_ids) for example in examples]
+    documents = [example.input_ids[:length] for example, length in zip(examples, lengths, strict=True)]
+    layout = shared_layout(documents) if share_prefixes else plain_layout(documents)
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for example, row_of in zip(examples, layout.row_of, strict=True):
+        supervised = np.flatnonzero(example.loss_weights)
+        found.append((row_of[supervised - 1], example.input_ids[supervised], example.loss_weights[supervised]))
+    sources, targets, weights = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.argsort(sources, kind="stable")
+    positions, rows = np.unique(sources[order], return_inverse=True)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    input_ids = np.concatenate([example.input_ids for example in examples]).astype(np.int64)
-    weights = np.concatenate([example.loss_weights for example in examples]).astype(np.float32)
-    supervised = np.flatnonzero(weights)
     return Batch(
-        input_ids=torch.from_numpy(input_ids)[None],
-        position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
+        input_ids=torch.from_numpy(layout.input_ids.astype(np.int64))[None],
+        position_ids=torch.from_numpy(layout.position_ids)[None],
         document_starts=torch.from_numpy(starts),
-        document_lengths=tuple(lengths),
-        target_positions=torch.from_numpy(supervised - 1),
-        targets=torch.from_numpy(input_ids[supervised]),
-        weights=torch.from_numpy(weights[supervised]),
+        document_lengths=() if layout.num_shared else tuple(lengths),
+        blocks=attention_blocks(layout.starts, layout.ends, layout.seen),
+        positions=torch.from_numpy(positions),
+        rows=torch.from_numpy(rows),
+        targets=torch.from_numpy(targets[order].astype(np.int64)),
+        weights=torch.from_numpy(weights[order].astype(np.float32)),
+        num_tokens=sum(len(example.input_ids) for example in examples),
     )
+
+
+def _last_target(example: Example) -> int:
+    """How many tokens of a document the last trained one sees."""
+    return int(np.flatnonzero(example.loss_weights)[-1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,14 +143,28 @@ def pack_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return groups
 
 
-def step_batches(examples: Sequence[Example], *, max_tokens: int | None, examples_per_batch: int) -> list[Batch]:
+def step_batches(
+    examples: Sequence[Example],
+    *,
+    max_tokens: int | None,
+    examples_per_batch: int,
+    share_prefixes: bool = False,
+    trim: bool = False,
+) -> list[Batch]:
     """The micro-batches of one step on one process: packed to max_tokens, or examples_per_batch documents each
-    when max_tokens is None."""
+    when max_tokens is None. Prefixes are shared where that saves enough (`MIN_TOKENS_SAVED`)."""
+    lengths = [len(example.input_ids) for example in examples]
     if max_tokens is None:
         groups = [
             list(range(start, min(start + examples_per_batch, len(examples))))
             for start in range(0, len(examples), examples_per_batch)
         ]
-    else:
-        groups = pack_by_tokens([len(example.input_ids) for example in examples], max_tokens)
-    return [examples_to_batch([examples[i] for i in group]) for group in groups]
+        return [examples_to_batch([examples[i] for i in group], trim=trim) for group in groups]
+    groups = pack_by_tokens(lengths, max_tokens)
+    shares = False
+    if share_prefixes:
+        documents = [example.input_ids for example in examples]
+        families, num_tokens = pack_families(documents, max_tokens)
+        shares = num_tokens * MIN_TOKENS_SAVED <= sum(lengths)
+        groups = families if shares else groups
+    return [examples_to_batch([examples[i] for i in group], share_prefixes=shares, trim=trim) for group in groups]

@@ -111,7 +111,12 @@ def guarded_step(session: Session, step: int, batches: list[Batch], check: Calla
     torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big"))
     try:
         return train_step(
-            session.model, session.optimizer, batches, session.schedule.rate(step), session.step_settings, check
+            session.objective,
+            session.optimizer,
+            batches,
+            session.schedule.rate(step),
+            session.config.training.max_grad_norm,
+            check,
         )
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(

@@ -1,58 +1,90 @@
 """The loss of one micro-batch: weighted negative log likelihood at supervised positions only.
 
-Axes: S supervised positions, V vocabulary.
+Axes: U positions that predict something, S targets, V vocabulary.
+
+Two ways to the same number: through the written-out layers of models/fast where they cover the model, else through
+transformers' own forward pass under autocast.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel
 
+from halo_forge.models.fast.decoder import FastDecoder
+from halo_forge.models.fast.head import logits_to_gradient
 from halo_forge.train.attention import forward_inputs
 from halo_forge.train.batches import Batch
 
-ROWS_PER_CHUNK = 128
-"""Rows of logits handled at once: the float32 copies of a chunk stay small while products stay efficient."""
 
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a step minimises.
 
-def weighted_nll_sum(model: PreTrainedModel, batch: Batch, *, supervised_logits_only: bool = True) -> torch.Tensor:
-    """sum over supervised tokens of weight * -log p(target), in nats; a float32 scalar with a gradient.
-
-    With supervised_logits_only the model computes its vocabulary logits at the S target positions alone (through its
-    own `logits_to_keep`, so that every family's logit scaling and soft-capping is kept).
+    nll      (batch, weights [S]) -> (sum of weight * -log p(target) in nats, a scalar with a gradient; -log p of each
+             target [S], without one)
+    refresh  to be called after weights changed, before the next `nll`
     """
-    if supervised_logits_only:
-        logits = model(**forward_inputs(batch), logits_to_keep=batch.target_positions, use_cache=False).logits[0]
-    else:
-        logits = model(**forward_inputs(batch), use_cache=False).logits[0][batch.target_positions]
-    return _WeightedNll.apply(logits, batch.targets, batch.weights)
+
+    nll: Callable[[Batch, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    refresh: Callable[[], None] = lambda: None
 
 
-class _WeightedNll(torch.autograd.Function):
-    """Cross entropy that computes its gradient while the logits are at hand.
+def fast_objective(decoder: FastDecoder, *, supervised_logits_only: bool = True) -> Objective:
+    def nll(batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        positions, rows = _all_positions(batch) if not supervised_logits_only else (batch.positions, batch.rows)
+        ids, places = batch.input_ids[0], batch.position_ids[0]
+        return decoder.nll(ids, places, batch.blocks, positions, rows, batch.targets, weights)
 
-    The gradient (softmax - one_hot) * weight is linear in the upstream scalar, so the backward pass is one product
-    and no [S, V] float32 tensor is ever kept.
-    """
+    return Objective(nll, decoder.refresh)
+
+
+def model_objective(
+    model: PreTrainedModel | PeftModel, precision: str, *, supervised_logits_only: bool = True
+) -> Objective:
+    """The model computes its vocabulary logits at the U positions alone (through its own `logits_to_keep`, so that
+    every family's logit scaling and soft-capping is kept), or at all of them."""
+
+    def nll(batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with autocast(batch.input_ids.device, precision):
+            if supervised_logits_only:
+                logits = model(**forward_inputs(batch), logits_to_keep=batch.positions, use_cache=False).logits[0]
+            else:
+                logits = model(**forward_inputs(batch), use_cache=False).logits[0][batch.positions]
+        return LogitsNll.apply(logits, batch.rows, batch.targets, weights)  # type: ignore[no-any-return]
+
+    return Objective(nll)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def _all_positions(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.arange(batch.input_ids.shape[1], device=batch.rows.device), batch.positions[batch.rows]
+
+
+class LogitsNll(torch.autograd.Function):
+    """As `HeadNll`, from logits [U, V] that somebody else computed. The gradient is made while they are at hand, block
+    by block, so that no [U, V] float32 tensor is ever kept."""
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        gradient = torch.empty_like(logits)
-        total = torch.zeros((), dtype=torch.float32, device=logits.device)
-        for start in range(0, len(targets), ROWS_PER_CHUNK):
-            rows = slice(start, start + ROWS_PER_CHUNK)
-            log_probs = logits[rows].float().log_softmax(-1)
-            picked = targets[rows, None]
-            total -= (log_probs.gather(1, picked)[:, 0] * weights[rows]).sum()
-            probs = log_probs.exp_()
-            probs.scatter_add_(1, picked, torch.full_like(picked, -1, dtype=probs.dtype))
-            gradient[rows] = probs.mul_(weights[rows, None])
+    def forward(
+        ctx: Any, logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        gradient = logits.detach().clone()
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        nll = logits_to_gradient(gradient, rows, targets, weights.to(wide))
         ctx.save_for_backward(gradient)
-        return total
+        ctx.mark_non_differentiable(nll)
+        return (nll * weights).sum(), nll
 
     @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, upstream: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream, None, None
+        return gradient * upstream.to(gradient.dtype), None, None, None

@@ -20,13 +20,13 @@ from halo_forge.config.schema import Config
 from halo_forge.errors import ConfigError, ConfigProblem, TrainingError
 from halo_forge.models import add_lora, load_model
 from halo_forge.models.compute import Compute
+from halo_forge.models.fast.decoder import FastDecoder, NotCovered
 from halo_forge.models.weights import parameter_names
 from halo_forge.runs import Notify, sha256_json
-from halo_forge.train.attention import set_training_attention
+from halo_forge.train.attention import DOCUMENT_ATTENTION, set_training_attention
 from halo_forge.train.batches import Batch, Examples, StepOrder, examples_to_batch, pack_by_tokens, step_batches
-from halo_forge.train.loss import weighted_nll_sum
+from halo_forge.train.loss import Objective, autocast, fast_objective, model_objective
 from halo_forge.train.optimizer import Schedule, make_optimizer, make_schedule
-from halo_forge.train.step import StepSettings, autocast
 
 CPU_MICRO_BATCH_TOKENS = 1024
 """Twice as many are about a tenth faster on two cores and cost twice the activations: a LoRA run of a 135M model with
@@ -53,7 +53,7 @@ class Session:
     parameter_names: dict[torch.nn.Parameter, str]
     order: StepOrder
     schedule: Schedule
-    step_settings: StepSettings
+    objective: Objective
     max_tokens: int | None  # per micro-batch; None = unpacked
     examples_per_batch: int
     train: Examples
@@ -61,6 +61,7 @@ class Session:
     compute: Compute
     processes: Processes
     attention: str
+    share_prefixes: bool
     fingerprint: str
 
     @property
@@ -70,7 +71,13 @@ class Session:
     def batches_of(self, step: int) -> list[Batch]:
         """This process's micro-batches of one optimizer step."""
         examples = self.examples_of(step)[self.processes.rank :: self.processes.count]
-        batches = step_batches(examples, max_tokens=self.max_tokens, examples_per_batch=self.examples_per_batch)
+        batches = step_batches(
+            examples,
+            max_tokens=self.max_tokens,
+            examples_per_batch=self.examples_per_batch,
+            share_prefixes=self.share_prefixes,
+            trim=self.config.training.skip_unread,
+        )
         if self.config.training.dataloader_pin_memory and self.compute.device.type == "cuda":
             return [batch.pin_memory() for batch in batches]
         return batches
@@ -106,11 +113,11 @@ class Session:
         )
         total = torch.zeros(2, dtype=torch.float64)
         self.model.eval()
+        self.objective.refresh()
         try:
             for group in groups:
-                batch = examples_to_batch([mine[i] for i in group])
-                with autocast(self.compute.device, self.compute.precision):
-                    nll = weighted_nll_sum(self.model, batch.to(self.compute.device))
+                batch = examples_to_batch([mine[i] for i in group]).to(self.compute.device)
+                nll, _ = self.objective.nll(batch, batch.weights)
                 total += torch.tensor([float(nll), float(batch.weights.sum())], dtype=torch.float64)
         finally:
             self.model.train()
@@ -173,16 +180,7 @@ def open_session(
     order = step_order(config, len(train), processes.count)
     model = load_training_model(config, compute)
     probe = examples_to_batch([_first_tokens(train[i % len(train)], 16 - 5 * i) for i in range(2)])
-    with autocast(compute.device, compute.precision):
-        attention = set_training_attention(
-            model.get_base_model() if isinstance(model, PeftModel) else model,
-            config.model.attn_implementation,
-            probe.to(compute.device),
-        )
-    if attention == "unpacked":
-        notify("note", {"text": "this model cannot keep packed documents apart: every document runs alone (slower)"})
-    if training.gradient_checkpointing:
-        recompute_activations(model)
+    objective, attention = choose_objective(model, config, compute, probe.to(compute.device), notify)
     model.train()
     packed = training.packing and attention != "unpacked"
     return Session(
@@ -194,11 +192,7 @@ def open_session(
         parameter_names=parameter_names(model),
         order=order,
         schedule=make_schedule(training, config.learning_rate, num_training_steps(config, order)),
-        step_settings=StepSettings(
-            max_grad_norm=training.max_grad_norm,
-            precision=compute.precision,
-            supervised_logits_only=training.supervised_logits_only,
-        ),
+        objective=objective,
         max_tokens=micro_batch_tokens(config, compute) if packed else None,
         examples_per_batch=1 if attention == "unpacked" else training.per_device_train_batch_size,
         train=train,
@@ -206,8 +200,45 @@ def open_session(
         compute=compute,
         processes=processes,
         attention=attention,
+        share_prefixes=training.prefix_sharing and attention == DOCUMENT_ATTENTION and not drops_anything(model),
         fingerprint=training_fingerprint(config, prepared, compute, processes),
     )
+
+
+def choose_objective(
+    model: PreTrainedModel | PeftModel, config: Config, compute: Compute, probe: Batch, notify: Notify
+) -> tuple[Objective, str]:
+    """(what a step minimises, the attention's name): through the written-out layers where they cover the model and are
+    seen to agree with it, else through the model's own forward pass."""
+    training = config.training
+    if training.gradient_checkpointing:
+        recompute_activations(model)
+    only = training.supervised_logits_only
+    if training.fast_layers and config.model.attn_implementation in ("auto", "document"):
+        try:
+            decoder = FastDecoder.of(model, torch.bfloat16 if compute.precision == "bfloat16" else torch.float32)
+        except NotCovered as reason:
+            notify("note", {"text": f"transformers' own layers are used: {reason}"})
+        else:
+            decoder.recompute, decoder.skip_unread = training.gradient_checkpointing, training.skip_unread
+            with autocast(compute.device, compute.precision):
+                agrees = decoder.agrees(model, probe.input_ids[0].split(probe.document_lengths))
+            if agrees:
+                return fast_objective(decoder, supervised_logits_only=only), DOCUMENT_ATTENTION
+            notify("note", {"text": "transformers' own layers are used: the fast ones give other numbers here"})
+    with autocast(compute.device, compute.precision):
+        attention = set_training_attention(
+            model.get_base_model() if isinstance(model, PeftModel) else model, config.model.attn_implementation, probe
+        )
+    if attention == "unpacked":
+        notify("note", {"text": "this model cannot keep packed documents apart: every document runs alone (slower)"})
+    return model_objective(model, compute.precision, supervised_logits_only=only), attention
+
+
+def drops_anything(model: torch.nn.Module) -> bool:
+    """Whether training draws dropout masks: documents would share theirs in a shared prefix."""
+    attention = getattr(getattr(model, "config", None), "attention_dropout", 0.0) or 0.0
+    return attention > 0 or any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 def load_training_model(config: Config, compute: Compute) -> PreTrainedModel | PeftModel:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedModel
 
 from halo_forge.train.batches import Batch
-from halo_forge.train.loss import weighted_nll_sum
+from halo_forge.train.loss import Objective
+from halo_forge.train.optimizer import apply_clipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,21 +29,12 @@ class StepResult:
     applied: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepSettings:
-    """max_grad_norm None = no clipping. precision is the compute type; master weights stay as they are."""
-
-    max_grad_norm: float | None
-    precision: str
-    supervised_logits_only: bool
-
-
 def train_step(
-    model: PreTrainedModel,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
     batches: Sequence[Batch],
     learning_rate: float,
-    settings: StepSettings,
+    max_grad_norm: float | None,
     check: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Accumulate the gradient of all micro-batches of this process, join it with the other processes', and step once.
@@ -51,43 +42,42 @@ def train_step(
     The normaliser is known before the first forward pass: each micro-batch's loss is divided by the weight of the
     whole step, never by its own. A mean of means would weigh sparsely supervised micro-batches more (transformers
     #34191). Micro-batch counts may differ between processes, and a process may have none. `check` may raise before any
-    micro-batch to give the step up; nothing has changed then but gradients.
+    micro-batch to give the step up; nothing has changed then but gradients. max_grad_norm None means no clipping.
     """
     started = time.perf_counter()
-    device = next(model.parameters()).device
-    totals = torch.tensor(
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    device = parameters[0].device
+    step_weight, num_supervised, num_tokens = _over_processes(
         [
-            [sum(float(b.weights.sum()) for b in batches), sum(len(b.targets) for b in batches)],
-            [sum(b.num_tokens for b in batches), 0.0],
+            sum(float(batch.weights.sum()) for batch in batches),
+            sum(len(batch.targets) for batch in batches),
+            sum(batch.num_tokens for batch in batches),
         ],
-        dtype=torch.float64,
+        device,
     )
-    step_weight, num_supervised, num_tokens, _ = _sum_over_processes(totals, device).flatten().tolist()
 
+    objective.refresh()
     loss = torch.zeros((), device=device)
     for batch in batches:
         check()
-        with autocast(device, settings.precision):
-            nll = weighted_nll_sum(model, batch.to(device), supervised_logits_only=settings.supervised_logits_only)
-            share = nll / step_weight
+        batch = batch.to(device)
+        share, _ = objective.nll(batch, batch.weights / step_weight)
         share.backward()
         loss += share.detach()
 
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     sum_gradients_over_processes(parameters)
-    limit = settings.max_grad_norm if settings.max_grad_norm is not None else math.inf
-    grad_norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-    mean_loss = float(_sum_over_processes(loss.double(), device))
+    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    mean_loss, norm = _over_processes([loss], device)[0], float(grad_norm)
 
-    applied = math.isfinite(mean_loss) and math.isfinite(grad_norm)
+    applied = math.isfinite(mean_loss) and math.isfinite(norm)
     if applied:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        optimizer.step()
+        apply_clipped(optimizer, clip_factor(norm, max_grad_norm))
     optimizer.zero_grad(set_to_none=True)
     return StepResult(
         loss=mean_loss,
-        grad_norm=grad_norm,
+        grad_norm=norm,
         learning_rate=learning_rate,
         num_supervised_tokens=int(num_supervised),
         num_tokens=int(num_tokens),
@@ -96,16 +86,18 @@ def train_step(
     )
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+def clip_factor(norm: float, max_norm: float | None) -> float:
+    """What gradients of this norm are multiplied with, as by torch's clip_grad_norm_."""
+    return 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))
 
 
-def _sum_over_processes(value: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if not dist.is_initialized():
-        return value
-    value = value.to(device)
-    dist.all_reduce(value)
-    return value.cpu()
+def _over_processes(values: Sequence[float | torch.Tensor], device: torch.device) -> list[float]:
+    """Each value summed over all processes, in float64."""
+    total = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    if dist.is_initialized():
+        total = total.to(device)
+        dist.all_reduce(total)
+    return [float(value) for value in total.tolist()]
 
 
 def sum_gradients_over_processes(parameters: Sequence[torch.nn.Parameter]) -> None:

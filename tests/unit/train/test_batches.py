@@ -25,7 +25,7 @@ def test_documents_lie_end_to_end_and_targets_are_predicted_by_the_token_before(
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
     assert batch.document_starts.tolist() == [0, 3, 5]
     assert batch.document_lengths == (3, 2)
-    assert batch.target_positions.tolist() == [1, 3]
+    assert batch.positions[batch.rows].tolist() == [1, 3]
     assert batch.targets.tolist() == [7, 9]
     assert batch.weights.tolist() == [1.0, 0.5]
 
@@ -33,7 +33,7 @@ def test_documents_lie_end_to_end_and_targets_are_predicted_by_the_token_before(
 def test_no_document_predicts_its_neighbours_first_token() -> None:
     batch = examples_to_batch([example([1, 2], [0, 1]), example([3, 4], [0, 1]), example([5, 6], [0, 1])])
     last_tokens = set((batch.document_starts[1:] - 1).tolist())
-    assert last_tokens.isdisjoint(batch.target_positions.tolist())
+    assert last_tokens.isdisjoint(batch.positions.tolist())
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 256))

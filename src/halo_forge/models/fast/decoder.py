@@ -1,0 +1,292 @@
+"""The forward pass of Llama-like decoders for training: joint projections, written-out gradients, nothing kept twice.
+
+Axes: N tokens of a row, U rows that predict something, D width.
+
+The model object stays transformers' (or peft's) own: this reads its weights in place, so saving, generating and
+resuming know nothing of it. Weights of the compute type are re-seated as parts of joint matrices; weights trained in
+float32 get a working copy in bfloat16, refreshed once a step. The residual stream is float32 as under autocast.
+
+Which models: those whose decoder layer is made of the modules named in `_PARTS` with SwiGLU and rotary position (Llama,
+SmolLM, Mistral, Qwen 2 to 3 and others of their kind). Whether it computes what the model itself computes is not
+believed but measured at every start (`agrees`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear as LoraLayer
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from halo_forge.models.fast.attention import Block, RotaryAttention, document_blocks
+from halo_forge.models.fast.head import HeadNll
+from halo_forge.models.fast.ops import JointLinear, LoraLinear, RmsNorm, SwiGlu
+
+_PARTS = {
+    "layer": {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
+    "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},  # and both of q_norm, k_norm (Qwen 3), or neither
+    "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
+}
+_NORM_NAMES = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+
+
+class NotCovered(Exception):
+    """Why a model runs on transformers' own forward pass."""
+
+
+@dataclass(slots=True)
+class Projection:
+    """Linear layers of one input as one product, frozen, trained, or frozen with adapters."""
+
+    layers: tuple[nn.Linear | LoraLayer, ...]
+    joint: torch.Tensor
+    bias: torch.Tensor | None
+    masters: tuple[nn.Parameter, ...]
+    adapters: tuple[torch.Tensor, ...]
+    scales: tuple[float, ...]
+    dropout: float
+
+    @staticmethod
+    def of(layers: Sequence[nn.Module], dtype: torch.dtype) -> Projection:
+        linears = [layer.base_layer if isinstance(layer, LoraLayer) else layer for layer in layers]
+        if not all(type(linear) is nn.Linear for linear in linears):
+            raise NotCovered(f"a projection is a {type(linears[0]).__name__}")
+        weights = [linear.weight for linear in linears]
+        trained = [weight.requires_grad for weight in weights]
+        if any(trained) and not all(trained):
+            raise NotCovered("some of the weights of one input are trained and some are not")
+        adapters, scales, dropout = _adapters_of(layers, weights[0])
+        if any(trained) and adapters:
+            raise NotCovered("a weight is trained beside its adapter")
+        biases = [linear.bias for linear in linears]
+        if any(bias is None for bias in biases) and any(bias is not None for bias in biases):
+            raise NotCovered("some of the projections of one input have a bias and some do not")
+        joint = _joint_weight(weights, dtype)
+        bias = torch.cat(biases) if biases[0] is not None else None
+        masters = tuple(weights) if all(trained) else ()
+        return Projection(tuple(layers), joint, bias, masters, adapters, scales, dropout)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Bring the working copy of trained weights up to date."""
+        if self.masters and self.joint.dtype != self.masters[0].dtype:
+            _copy_rows(self.joint, self.masters)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.adapters:
+            return LoraLinear.apply(x, self.joint, self.bias, self.scales, self.dropout, *self.adapters)
+        return JointLinear.apply(x, self.joint, self.bias, *self.masters)
+
+
+def _copy_rows(joint: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
+    row = 0
+    for weight in weights:
+        joint[row : row + len(weight)] = weight
+        row += len(weight)
+
+
+def _joint_weight(weights: Sequence[nn.Parameter], dtype: torch.dtype) -> torch.Tensor:
+    """[O, D]: a copy in the compute type, or, where that is the weights' own, one matrix that they become parts of."""
+    if len(weights) == 1 and weights[0].dtype == dtype:
+        return weights[0].data
+    joint = weights[0].data.new_empty(sum(map(len, weights)), weights[0].shape[1], dtype=dtype)
+    with torch.no_grad():
+        _copy_rows(joint, weights)
+    if weights[0].dtype == dtype:
+        for weight, part in zip(weights, joint.split([len(weight) for weight in weights]), strict=True):
+            weight.data = part
+    return joint
+
+
+def _adapters_of(
+    layers: Sequence[nn.Module], weight: torch.Tensor
+) -> tuple[tuple[torch.Tensor, ...], tuple[float, ...], float]:
+    """(A and B of each layer in turn, their scales, dropout); layers without an adapter get empty ones."""
+    adapted = [layer for layer in layers if isinstance(layer, LoraLayer)]
+    if not adapted:
+        return (), (), 0.0
+    adapters: list[torch.Tensor] = []
+    scales, rates = [], set()
+    for layer in layers:
+        if not isinstance(layer, LoraLayer):
+            adapters += [weight.new_empty(0, weight.shape[1]), weight.new_empty(layer.out_features, 0)]
+            scales.append(1.0)
+            continue
+        if list(layer.lora_A) != ["default"] or layer.lora_variant or layer.lora_bias.get("default"):
+            raise NotCovered("an adapter is not a plain LoRA")
+        dropout = layer.lora_dropout["default"]
+        rates.add(dropout.p if isinstance(dropout, nn.Dropout) else 0.0)
+        adapters += [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+        scales.append(float(layer.scaling["default"]))
+    if len(rates) > 1:
+        raise NotCovered("adapters of one input have different dropout")
+    return tuple(adapters), tuple(scales), rates.pop()
+
+
+@dataclass(slots=True)
+class Layer:
+    input_norm: nn.Module
+    qkv: Projection
+    head_norms: tuple[nn.Module, nn.Module] | None  # of queries and keys
+    output: Projection
+    mlp_norm: nn.Module
+    gate_up: Projection
+    down: Projection
+
+
+@dataclass(slots=True)
+class FastDecoder:
+    """`nll(...)` is the whole forward pass; `refresh()` comes before the first one after every change of weights."""
+
+    embedding: nn.Embedding
+    rotary: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    layers: list[Layer]
+    norm: nn.Module
+    head: Projection
+    num_heads: int
+    num_key_heads: int
+    scale: float
+    dtype: torch.dtype
+    recompute: bool = False
+    skip_unread: bool = True
+
+    @staticmethod
+    def of(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> FastDecoder:
+        """Raises NotCovered, before anything is changed, where the model is of another kind."""
+        causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        inner, config = causal.get_decoder(), causal.config
+        _check_kind(inner, config)
+        layers = [
+            Layer(
+                input_norm=layer.input_layernorm,
+                qkv=Projection.of([getattr(layer.self_attn, f"{name}_proj") for name in "qkv"], dtype),
+                head_norms=(
+                    (layer.self_attn.q_norm, layer.self_attn.k_norm) if hasattr(layer.self_attn, "q_norm") else None
+                ),
+                output=Projection.of([layer.self_attn.o_proj], dtype),
+                mlp_norm=layer.post_attention_layernorm,
+                gate_up=Projection.of([layer.mlp.gate_proj, layer.mlp.up_proj], dtype),
+                down=Projection.of([layer.mlp.down_proj], dtype),
+            )
+            for layer in inner.layers
+        ]
+        attention = inner.layers[0].self_attn
+        return FastDecoder(
+            embedding=inner.embed_tokens, rotary=inner.rotary_emb, layers=layers, norm=inner.norm,
+            head=Projection.of([causal.get_output_embeddings()], dtype), num_heads=config.num_attention_heads,
+            num_key_heads=config.num_key_value_heads, scale=attention.scaling, dtype=dtype,
+        )  # fmt: skip
+
+    def refresh(self) -> None:
+        for projection in self._projections():
+            projection.refresh()
+
+    def hidden(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, blocks: tuple[Block, ...], keep: torch.Tensor
+    ) -> torch.Tensor:
+        """The normed output [U, D] at the positions `keep` of one row of tokens [N]."""
+        wide = torch.promote_types(self.dtype, torch.float32)
+        x = nn.functional.embedding(input_ids, self.embedding.weight, self.embedding.padding_idx).to(wide)
+        cos, sin = self.rotary(x, position_ids=position_ids[None])
+        for layer in self.layers:
+            rows = keep if self.skip_unread and layer is self.layers[-1] else None
+            arguments = (layer, x, cos[0], sin[0], blocks, rows)
+            x = checkpoint(self._layer, *arguments, use_reentrant=False) if self.recompute else self._layer(*arguments)
+        return self._normed(self.norm, x if self.skip_unread else x[keep])
+
+    def nll(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, blocks: tuple[Block, ...], keep: torch.Tensor,
+        rows: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """(sum of weight * nll, nll of each target); see `HeadNll` for rows, targets and weights."""
+        hidden = self.hidden(input_ids, position_ids, blocks, keep)
+        master = self.head.layers[0].weight if self.head.masters else None
+        return HeadNll.apply(hidden, self.head.joint, master, rows, targets, weights, torch.is_grad_enabled())  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def agrees(self, model: PreTrainedModel | PeftModel, documents: Sequence[torch.Tensor]) -> bool:
+        """Whether documents [T] in one row come out of this as each comes out of the model's own decoder by itself.
+
+        The tolerance covers another order of the same sums; another network is off by orders more."""
+        causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        was_training = model.training
+        model.eval()
+        self.refresh()
+        lengths = [len(document) for document in documents]
+        places = [torch.arange(length, device=documents[0].device) for length in lengths]
+        try:
+            alone = [
+                causal.get_decoder()(input_ids=document[None], use_cache=False).last_hidden_state[0]
+                for document in documents
+            ]
+        finally:
+            model.train(was_training)
+        dropouts = [projection.dropout for projection in self._projections()]
+        try:
+            for projection in self._projections():
+                projection.dropout = 0.0
+            own = self.hidden(
+                torch.cat(list(documents)), torch.cat(places), document_blocks(lengths),
+                torch.arange(sum(lengths), device=documents[0].device),
+            )  # fmt: skip
+        finally:
+            for projection, dropout in zip(self._projections(), dropouts, strict=True):
+                projection.dropout = dropout
+        reference = torch.cat(alone).float()
+        tolerance = (0.05 if self.dtype == torch.bfloat16 else 1e-4) * reference.abs().max().clamp_min(1.0)
+        return bool((own.float() - reference).abs().max() <= tolerance)
+
+    def _projections(self) -> list[Projection]:
+        inside = [(layer.qkv, layer.output, layer.gate_up, layer.down) for layer in self.layers]
+        return [projection for layer in inside for projection in layer] + [self.head]
+
+    def _layer(
+        self, layer: Layer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, blocks: tuple[Block, ...],
+        rows: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
+        """One decoder layer; with `rows`, what nobody reads afterwards is left out (all attend, few go on)."""
+        qkv = layer.qkv(self._normed(layer.input_norm, x))
+        if layer.head_norms is not None:
+            qkv = self._with_normed_heads(qkv, *layer.head_norms)
+        attended = RotaryAttention.apply(qkv, cos, sin, blocks, self.num_heads, self.num_key_heads, self.scale)
+        if rows is not None:
+            x, attended = x[rows], attended[rows]
+        x = x + layer.output(attended)
+        return x + layer.down(SwiGlu.apply(layer.gate_up(self._normed(layer.mlp_norm, x))))
+
+    def _with_normed_heads(self, qkv: torch.Tensor, q_norm: nn.Module, k_norm: nn.Module) -> torch.Tensor:
+        size = qkv.shape[1] // (self.num_heads + 2 * self.num_key_heads)
+        q, k, v = qkv.split([self.num_heads * size, self.num_key_heads * size, self.num_key_heads * size], 1)
+        normed = [
+            self._normed(norm, heads.reshape(-1, size)).view(heads.shape) for norm, heads in ((q_norm, q), (k_norm, k))
+        ]
+        return torch.cat([*normed, v], 1)
+
+    def _normed(self, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return RmsNorm.apply(x, norm.weight, norm.variance_epsilon, self.dtype)  # type: ignore[no-any-return]
+
+
+def _check_kind(inner: Any, config: Any) -> None:
+    for layer in getattr(inner, "layers", ()):
+        for name, wanted in _PARTS.items():
+            part = layer if name == "layer" else getattr(layer, name, None)
+            found = {child for child, _ in part.named_children()} if part is not None else set()
+            if found - {"q_norm", "k_norm"} != wanted or len(found & {"q_norm", "k_norm"}) == 1:
+                raise NotCovered(f"{type(layer).__name__} is not made of the parts of a Llama layer")
+        if type(layer.input_layernorm).__name__ not in _NORM_NAMES:
+            raise NotCovered(f"its norm is a {type(layer.input_layernorm).__name__}")
+    if not getattr(inner, "layers", None):
+        raise NotCovered("it has no decoder layers")
+    if getattr(config, "hidden_act", None) not in ("silu", "swish"):
+        raise NotCovered(f"its activation is {getattr(config, 'hidden_act', None)}")
+    if getattr(config, "attention_dropout", 0.0):
+        raise NotCovered("it drops attention weights")
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "use_sliding_window", True):
+        raise NotCovered(f"it has a sliding window of {window} tokens")

@@ -1,0 +1,146 @@
+"""The pieces of a decoder layer with gradients written out: fewer passes over memory and less kept than autograd does.
+
+Axes: N tokens, D width, O outputs of a projection, F inner width of the MLP, R ranks of all adapters of a projection.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+
+class RmsNorm(torch.autograd.Function):
+    """weight * x / sqrt(mean(x^2) + eps) (Zhang and Sennrich 2019), from the residual stream into the compute type.
+
+    x [N, D] in any type, weight [D]; returns [N, D] of `dtype`. Computed in float32, or float64 for float64 input.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.linalg.vecdot(wide, wide)[:, None].div_(x.shape[1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        normed = wide * scale
+        return normed.mul_(weight).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        normed = x.to(scale.dtype) * scale
+        d_normed = upstream.to(scale.dtype)
+        d_weight = None
+        if ctx.needs_input_grad[1]:
+            d_weight = (d_normed * normed).sum(0).to(weight.dtype)
+        d_normed = d_normed * weight
+        mean = torch.linalg.vecdot(d_normed, normed)[:, None].div_(x.shape[1])
+        d_x = d_normed.addcmul_(normed, mean, value=-1).mul_(scale)
+        return d_x.to(x.dtype), d_weight, None, None
+
+
+class SwiGlu(torch.autograd.Function):
+    """silu(gate) * up (Shazeer 2020) of the joint projection [N, 2 F]; keeps nothing but its input."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, 1)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:
+        (gate_up,) = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, 1)
+        gradient = torch.empty_like(gate_up)
+        d_gate, d_up = gradient.chunk(2, 1)
+        torch.mul(upstream, F.silu(gate), out=d_up)
+        d_gate.copy_(torch.ops.aten.silu_backward(upstream * up, gate))
+        return gradient
+
+
+class JointLinear(torch.autograd.Function):
+    """Several linear layers of one input as one product: x W^T + bias, with W's gradient in the masters' type.
+
+    x [N, D], joint [O, D] in the compute type, bias [O] or None; `masters` are the trained weights that `joint` is a
+    copy of, one under the other (none where they are frozen).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, joint: torch.Tensor, bias: torch.Tensor | None, *masters: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x if masters else None, joint)
+        ctx.sizes = [len(master) for master in masters]
+        ctx.dtypes = [master.dtype for master in masters]
+        ctx.bias_dtype = bias.dtype if bias is not None else None
+        return F.linear(x, joint, bias.to(x.dtype) if bias is not None else None)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, joint = ctx.saved_tensors
+        d_x = upstream @ joint if ctx.needs_input_grad[0] else None
+        d_bias = upstream.sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        d_masters: list[torch.Tensor | None] = []
+        if ctx.sizes:
+            d_joint = upstream.T @ x
+            d_masters = [part.to(dtype) for part, dtype in zip(d_joint.split(ctx.sizes), ctx.dtypes, strict=True)]
+        return d_x, None, d_bias, *d_masters
+
+
+class LoraLinear(torch.autograd.Function):
+    """Several frozen linear layers of one input, each with a LoRA adapter (Hu et al. 2021), as four products.
+
+    y = x W^T + bias + (dropped(x) A^T) B^T with A [R, D] all adapters' down-projections one under the other and B
+    [O, R] their scaled up-projections as a block diagonal, whose zeros cost less than products of their own would.
+    Dropout draws one mask for the input, where peft draws one per adapter.
+
+    adapters  A and B of each layer in turn, masters in their own type; empty ones for layers without
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        joint: torch.Tensor,
+        bias: torch.Tensor | None,
+        scales: tuple[float, ...],
+        dropout: float,
+        *adapters: torch.Tensor,
+    ) -> torch.Tensor:
+        down = torch.cat([a.to(x.dtype) for a in adapters[::2]])
+        up = torch.block_diag(*(b * scale for b, scale in zip(adapters[1::2], scales, strict=True))).to(x.dtype)
+        kept = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - dropout) if dropout else None
+        inner = _dropped(x, kept, dropout) @ down.T
+        output = F.linear(x, joint, bias.to(x.dtype) if bias is not None else None)
+        output.addmm_(inner, up.T)
+        ctx.save_for_backward(x, joint, down, up, inner, kept)
+        ctx.scales, ctx.dropout = scales, dropout
+        ctx.shapes = [(len(a), len(b)) for a, b in zip(adapters[::2], adapters[1::2], strict=True)]
+        ctx.dtypes = [adapter.dtype for adapter in adapters]
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, joint, down, up, inner, kept = ctx.saved_tensors
+        d_inner = upstream @ up
+        d_down = d_inner.T @ _dropped(x, kept, ctx.dropout)
+        d_up = upstream.T @ inner
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = upstream @ joint
+            if kept is None:
+                d_x.addmm_(d_inner, down)
+            else:
+                d_x.add_(_dropped(d_inner @ down, kept, ctx.dropout))
+        gradients: list[torch.Tensor | None] = []
+        row = column = 0
+        for (rank, num_outputs), scale, dtype in zip(ctx.shapes, ctx.scales, ctx.dtypes[::2], strict=True):
+            own = d_up[row : row + num_outputs, column : column + rank]
+            gradients += [d_down[column : column + rank].to(dtype), own.to(dtype) * scale]
+            row, column = row + num_outputs, column + rank
+        return d_x, None, None, None, None, *gradients
+
+
+def _dropped(x: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torch.Tensor:
+    return x if kept is None else (x * kept).div_(1 - dropout)
