@@ -34,7 +34,7 @@ from halo_forge.models.fast import head as head_module
 from halo_forge.models.fast import ops
 from halo_forge.models.fast.attention import BlockAttention, RotaryAttention, attention_blocks, document_blocks
 from halo_forge.models.fast.decoder import FastDecoder, NotCovered
-from halo_forge.models.fast.head import HeadNll
+from halo_forge.models.fast.head import HeadNll, Softening
 from halo_forge.models.quiet import quiet_transformers
 from halo_forge.train.batches import Batch, examples_to_batch, step_batches
 from halo_forge.train.loss import LogitsNll, fast_objective, model_objective
@@ -377,3 +377,54 @@ def test_head_and_logits_give_the_gradient_of_cross_entropy(chunk_bytes: int, mo
     assert torch.allclose((each * weights).sum(), loss)
     assert torch.allclose(each, logits_each)
     assert not each.requires_grad
+
+
+def test_label_smoothing_is_that_of_torch_and_of_transformers() -> None:
+    hidden, master = leaf(5, 6), leaf(20, 6)
+    rows, targets = torch.arange(5), torch.randint(20, (5,), generator=torch.Generator().manual_seed(0))
+    weights = torch.rand(5, dtype=torch.float64)
+    softening = Softening(label_smoothing=0.1)
+    loss, each = HeadNll.apply(hidden, master.detach(), master, rows, targets, weights, True, softening)
+    cross_entropy = torch.nn.functional.cross_entropy
+    logits = hidden @ master.T
+    expected = (cross_entropy(logits, targets, reduction="none", label_smoothing=0.1) * weights).sum()
+    assert torch.allclose(loss, expected)
+    for found, want in zip(
+        torch.autograd.grad(loss, (hidden, master)), torch.autograd.grad(expected, (hidden, master)), strict=True
+    ):
+        assert torch.allclose(found, want)
+    assert torch.allclose(each, cross_entropy(logits, targets, reduction="none"))  # what is told stays the plain nll
+
+
+def test_kl_to_the_base_has_the_gradient_of_the_divergence() -> None:
+    hidden, master, base = leaf(5, 6), leaf(20, 6), leaf(5, 6).detach() * 0.5
+    rows, targets = torch.tensor([0, 1, 1, 4]), torch.tensor([3, 5, 6, 7])
+    weights = torch.rand(4, dtype=torch.float64)
+    softening = Softening(label_smoothing=0.2, kl_to_base=0.7)
+    loss, _ = HeadNll.apply(hidden, master.detach(), master, rows, targets, weights, True, softening, base)
+    logits, base_logits = (hidden @ master.T)[rows], (base @ master.detach().T)[rows]
+    nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none", label_smoothing=0.2)
+    divergence = torch.nn.functional.kl_div(
+        logits.log_softmax(1), base_logits.log_softmax(1), reduction="none", log_target=True
+    ).sum(1)
+    expected = ((nll + 0.7 * divergence) * weights).sum()
+    assert torch.allclose(loss, expected)
+    for found, want in zip(
+        torch.autograd.grad(loss, (hidden, master)), torch.autograd.grad(expected, (hidden, master)), strict=True
+    ):
+        assert torch.allclose(found, want)
+
+
+def test_the_base_is_the_model_without_its_adapter() -> None:
+    rows, model = examples(), with_lora(build("llama tied"))
+    batch = examples_to_batch(rows)
+    softening = Softening(kl_to_base=0.5)
+    model.get_base_model().set_attn_implementation("halo_forge_document")
+    through_model = model_objective(model, "float32", softening=softening)
+    expected = own(model, lambda: through_model.nll(batch, batch.weights)[0])
+    plain = own(model, lambda: model_objective(model, "float32").nll(batch, batch.weights)[0])
+    objective = fast_objective(FastDecoder.of(model, torch.float32), softening=softening)
+    assert_same(own(model, lambda: objective.nll(batch, batch.weights)[0]), expected)
+    assert expected[0] > plain[0] + 1e-3
+    with torch.no_grad():
+        assert objective.nll(batch, batch.weights)[0].item() == pytest.approx(plain[0], rel=1e-5)

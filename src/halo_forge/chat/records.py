@@ -82,11 +82,13 @@ class Example:
     input_ids     int32 [T]
     loss_weights  float32 [T]; loss_weights[t] weighs -log p(input_ids[t] | input_ids[:t]); 0 = not trained;
                   loss_weights[0] is always 0 because nothing predicts the first token
+    source        name of the source that it comes from, "" without names
     """
 
     input_ids: np.ndarray
     loss_weights: np.ndarray
     conversation_id: str
+    source: str = ""
 
     def __post_init__(self) -> None:
         if self.input_ids.shape != self.loss_weights.shape or self.input_ids.ndim != 1:

@@ -31,6 +31,7 @@ EXAMPLE_SCHEMA = pa.schema(
         ("input_ids", pa.list_(pa.int32())),
         ("loss_weights", pa.list_(pa.float32())),
         ("num_supervised", pa.int32()),
+        ("source", pa.string()),
     ]
 )
 
@@ -129,6 +130,7 @@ def write_examples(path: Path, examples: Iterable[Example]) -> str:
             _list_column([example.input_ids for example in chunk], np.int32),
             _list_column([example.loss_weights for example in chunk], np.float32),
             pa.array([example.num_supervised_tokens for example in chunk], pa.int32()),
+            pa.array([example.source for example in chunk], pa.string()),
         ]
         writer.write(pa.RecordBatch.from_arrays(columns, schema=EXAMPLE_SCHEMA))
     return writer.close()
@@ -193,6 +195,7 @@ class _Columns:
     weights: np.ndarray
     starts: np.ndarray
     num_supervised: np.ndarray
+    sources: pa.StringArray
 
     @staticmethod
     def of(batch: pa.RecordBatch, path: Path) -> _Columns:
@@ -201,12 +204,15 @@ class _Columns:
         if not np.array_equal(starts, weights.offsets.to_numpy()):
             raise DataError("ids and loss weights differ in length", where=str(path), fix="run the data stage again")
         columns = ids.values.to_numpy(), weights.values.to_numpy()
-        return _Columns(batch["conversation_id"], *columns, starts, batch["num_supervised"].to_numpy())
+        return _Columns(batch["conversation_id"], *columns, starts, batch["num_supervised"].to_numpy(), batch["source"])
 
     def example(self, row: int) -> Example:
         place = slice(int(self.starts[row]), int(self.starts[row + 1]))
         return Example(
-            input_ids=self.ids[place], loss_weights=self.weights[place], conversation_id=self.names[row].as_py()
+            input_ids=self.ids[place],
+            loss_weights=self.weights[place],
+            conversation_id=self.names[row].as_py(),
+            source=self.sources[row].as_py(),
         )
 
 

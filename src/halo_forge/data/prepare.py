@@ -52,7 +52,7 @@ from halo_forge.runs import (
     write_artifact,
 )
 
-CODE_SCHEMA = 2
+CODE_SCHEMA = 3
 """Raised when the same inputs give other files, so that a run directory's old ones are not taken for current."""
 MANIFEST, LEDGER, QUARANTINE = "data/manifest.json", "data/ledger.jsonl", "data/quarantine.jsonl"
 UNREAD_SETTINGS = frozenset({"train_file", "dataset", "validation_file", "holdout_file", "num_workers"})
@@ -190,7 +190,9 @@ class _Preparation:
             parts = self._parts(workers, read)
             rows = Rows.of(parts, self.sources)
             decide(rows, self.config.data, self.actions, self.notify)
-            splits_written = workers.beside(write_splits, parts, rows.split, kept.path)
+            splits_written = workers.beside(
+                write_splits, parts, rows.split, [source.name or "" for source in self.sources], kept.path
+            )
             overlap_found = (
                 None
                 if self.config.data.holdout_file

@@ -15,7 +15,7 @@ from halo_forge.data.ledger import LineWriter
 from halo_forge.data.parts import Part
 from halo_forge.data.split import SPLITS
 
-WIDE = ("id", "conversation", "num_tokens", "num_supervised", "input_ids", "loss_weights")
+WIDE = ("source", "id", "conversation", "num_tokens", "num_supervised", "input_ids", "loss_weights")
 
 
 @dataclass(slots=True)
@@ -26,12 +26,13 @@ class _SplitWriter:
     tokens: int = 0
     supervised_tokens: int = 0
 
-    def add(self, batch: pa.RecordBatch) -> None:
+    def add(self, batch: pa.RecordBatch, source_names: pa.StringArray) -> None:
         self.rows += batch.num_rows
         self.tokens += int(batch["num_tokens"].to_numpy().sum())
         self.supervised_tokens += int(batch["num_supervised"].to_numpy().sum())
         self.conversations.write(_concatenated(batch["conversation"]))
         columns = [batch[name] for name in ("id", "input_ids", "loss_weights", "num_supervised")]
+        columns.append(source_names.take(batch["source"]))
         self.examples.write(pa.RecordBatch.from_arrays(columns, schema=EXAMPLE_SCHEMA))
 
 
@@ -46,11 +47,15 @@ def split_names(split: str) -> tuple[str, str]:
     return f"{split}.conversations.jsonl", f"{split}.examples.arrow"
 
 
-def write_splits(parts: Sequence[Part], split_of: np.ndarray, directory: Path) -> dict[str, SplitReport]:
+def write_splits(
+    parts: Sequence[Part], split_of: np.ndarray, source_names: Sequence[str], directory: Path
+) -> dict[str, SplitReport]:
     """Write conversations and examples of every split, also of an empty one. Nothing appears before all is durable.
 
-    split_of  int8 [num_rows]  index into SPLITS, or -1 for a row that is left out
+    split_of      int8 [num_rows]  index into SPLITS, or -1 for a row that is left out
+    source_names  name of each source, "" for those without
     """
+    names = pa.array(source_names, pa.string())
     writers = [
         _SplitWriter(LineWriter(directory / conversations), ExampleWriter(directory / examples))
         for conversations, examples in map(split_names, SPLITS)
@@ -66,7 +71,7 @@ def write_splits(parts: Sequence[Part], split_of: np.ndarray, directory: Path) -
             for number, writer in enumerate(writers):
                 chosen = split == number
                 if chosen.any():
-                    writer.add(batch if chosen.all() else batch.filter(pa.array(chosen)))
+                    writer.add(batch if chosen.all() else batch.filter(pa.array(chosen)), names)
         return {name: _report(name, writer) for name, writer in zip(SPLITS, writers, strict=True)}
     except BaseException:
         for writer in writers:

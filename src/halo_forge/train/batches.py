@@ -43,6 +43,8 @@ class Batch:
     rows               int64 [S]      which of `positions` predicts each target, ascending
     targets            int64 [S]
     weights            float32 [S]
+    sources            names of the sources that targets come from, "" for one without a name
+    source_of          int64 [S]      which of `sources` each target comes from
     num_tokens         tokens of the documents as they were prepared: N, and what was trimmed and shared
     """
 
@@ -55,6 +57,8 @@ class Batch:
     rows: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
+    sources: tuple[str, ...]
+    source_of: torch.Tensor
     num_tokens: int
 
     def to(self, device: torch.device) -> Batch:
@@ -66,7 +70,7 @@ class Batch:
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
 
-_TENSORS = ("input_ids", "position_ids", "document_starts", "positions", "rows", "targets", "weights")
+_TENSORS = ("input_ids", "position_ids", "document_starts", "positions", "rows", "targets", "weights", "source_of")
 
 
 def examples_to_batch(examples: Sequence[Example], *, share_prefixes: bool = False, trim: bool = False) -> Batch:
@@ -78,13 +82,15 @@ def examples_to_batch(examples: Sequence[Example], *, share_prefixes: bool = Fal
     lengths = [_last_target(example) if trim else len(example.input_ids) for example in examples]
     documents = [example.input_ids[:length] for example, length in zip(examples, lengths, strict=True)]
     layout = shared_layout(documents) if share_prefixes else plain_layout(documents)
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    sources = list(dict.fromkeys(example.source for example in examples))
+    found: list[tuple[np.ndarray, ...]] = []
     for example, row_of in zip(examples, layout.row_of, strict=True):
         supervised = np.flatnonzero(example.loss_weights)
-        found.append((row_of[supervised - 1], example.input_ids[supervised], example.loss_weights[supervised]))
-    sources, targets, weights = (np.concatenate(column) for column in zip(*found, strict=True))
-    order = np.argsort(sources, kind="stable")
-    positions, rows = np.unique(sources[order], return_inverse=True)
+        source = np.full(len(supervised), sources.index(example.source))
+        found.append((row_of[supervised - 1], example.input_ids[supervised], example.loss_weights[supervised], source))
+    places, targets, weights, source_of = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.argsort(places, kind="stable")
+    positions, rows = np.unique(places[order], return_inverse=True)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return Batch(
         input_ids=torch.from_numpy(layout.input_ids.astype(np.int64))[None],
@@ -96,6 +102,8 @@ def examples_to_batch(examples: Sequence[Example], *, share_prefixes: bool = Fal
         rows=torch.from_numpy(rows),
         targets=torch.from_numpy(targets[order].astype(np.int64)),
         weights=torch.from_numpy(weights[order].astype(np.float32)),
+        sources=tuple(sources),
+        source_of=torch.from_numpy(source_of[order]),
         num_tokens=sum(len(example.input_ids) for example in examples),
     )
 

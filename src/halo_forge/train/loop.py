@@ -153,6 +153,7 @@ def record_step(session: Session, cursor: Cursor, step: int, result: StepResult,
             num_tokens=result.num_tokens,
             time_s=round(result.time_s, 6),
             applied=result.applied,
+            **({"by_source": result.by_source} if result.by_source else {}),
         )
     done = cursor.state
     notify(
@@ -183,9 +184,10 @@ def _tokens_left(session: Session, state: TrainState) -> float:
 
 
 def validate(session: Session, cursor: Cursor, notify: Notify) -> None:
-    loss = session.validation_loss()
-    if loss is None:
+    losses = session.validation_loss()
+    if losses is None:
         return
+    loss, by_source = losses.mean, losses.by_source()
     state, training = cursor.state, session.config.training
     improved = state.best_validation_loss is None or loss < state.best_validation_loss
     counts = state.best_validation_loss is None or (
@@ -199,7 +201,8 @@ def validate(session: Session, cursor: Cursor, notify: Notify) -> None:
         validations_without_improvement=0 if counts else state.validations_without_improvement + 1,
     )
     if cursor.metrics is not None:
-        cursor.metrics.append(kind="validation", step=state.step, loss=loss)
+        told = {"by_source": by_source} if by_source else {}
+        cursor.metrics.append(kind="validation", step=state.step, loss=loss, **told)
     notify("train.validation", {"step": state.step, "loss": loss, "is_best": improved})
 
 

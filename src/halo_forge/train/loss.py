@@ -16,8 +16,9 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from halo_forge.models.adapters import base_model_view
 from halo_forge.models.fast.decoder import FastDecoder
-from halo_forge.models.fast.head import logits_to_gradient
+from halo_forge.models.fast.head import NOTHING, Softening, logits_to_gradient
 from halo_forge.train.attention import forward_inputs
 from halo_forge.train.batches import Batch
 
@@ -35,28 +36,43 @@ class Objective:
     refresh: Callable[[], None] = lambda: None
 
 
-def fast_objective(decoder: FastDecoder, *, supervised_logits_only: bool = True) -> Objective:
+def fast_objective(
+    decoder: FastDecoder, *, supervised_logits_only: bool = True, softening: Softening = NOTHING
+) -> Objective:
     def nll(batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         positions, rows = _all_positions(batch) if not supervised_logits_only else (batch.positions, batch.rows)
         ids, places = batch.input_ids[0], batch.position_ids[0]
-        return decoder.nll(ids, places, batch.blocks, positions, rows, batch.targets, weights)
+        asked = softening if torch.is_grad_enabled() else NOTHING
+        return decoder.nll(ids, places, batch.blocks, positions, rows, batch.targets, weights, asked)
 
     return Objective(nll, decoder.refresh)
 
 
 def model_objective(
-    model: PreTrainedModel | PeftModel, precision: str, *, supervised_logits_only: bool = True
+    model: PreTrainedModel | PeftModel,
+    precision: str,
+    *,
+    supervised_logits_only: bool = True,
+    softening: Softening = NOTHING,
 ) -> Objective:
     """The model computes its vocabulary logits at the U positions alone (through its own `logits_to_keep`, so that
     every family's logit scaling and soft-capping is kept), or at all of them."""
 
-    def nll(batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def logits_of(batch: Batch) -> torch.Tensor:
         with autocast(batch.input_ids.device, precision):
             if supervised_logits_only:
-                logits = model(**forward_inputs(batch), logits_to_keep=batch.positions, use_cache=False).logits[0]
-            else:
-                logits = model(**forward_inputs(batch), use_cache=False).logits[0][batch.positions]
-        return LogitsNll.apply(logits, batch.rows, batch.targets, weights)  # type: ignore[no-any-return]
+                only = model(**forward_inputs(batch), logits_to_keep=batch.positions, use_cache=False)
+                return only.logits[0]  # type: ignore[no-any-return]
+            return model(**forward_inputs(batch), use_cache=False).logits[0][batch.positions]  # type: ignore[no-any-return]
+
+    def nll(batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked, base_logits = softening if torch.is_grad_enabled() else NOTHING, None
+        if asked.kl_to_base:
+            assert isinstance(model, PeftModel)  # held by the configuration
+            with torch.no_grad(), base_model_view(model):
+                base_logits = logits_of(batch)
+        logits = logits_of(batch)
+        return LogitsNll.apply(logits, batch.rows, batch.targets, weights, asked, base_logits)  # type: ignore[no-any-return]
 
     return Objective(nll)
 
@@ -75,16 +91,22 @@ class LogitsNll(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+        ctx: Any,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        softening: Softening = NOTHING,
+        base_logits: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         gradient = logits.detach().clone()
         wide = torch.promote_types(logits.dtype, torch.float32)
-        nll = logits_to_gradient(gradient, rows, targets, weights.to(wide))
+        loss, nll = logits_to_gradient(gradient, rows, targets, weights.to(wide), softening, base_logits)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(nll)
-        return (nll * weights).sum(), nll
+        return loss, nll
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None, None, None
+        return gradient * upstream.to(gradient.dtype), *[None] * 5

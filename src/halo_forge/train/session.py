@@ -27,6 +27,7 @@ from halo_forge.train.attention import DOCUMENT_ATTENTION, set_training_attentio
 from halo_forge.train.batches import Batch, Examples, StepOrder, examples_to_batch, pack_by_tokens, step_batches
 from halo_forge.train.loss import Objective, autocast, fast_objective, model_objective
 from halo_forge.train.optimizer import Schedule, make_optimizer, make_schedule
+from halo_forge.train.source_losses import LossCounter, LossSums
 
 CPU_MICRO_BATCH_TOKENS = 1024
 """Twice as many are about a tenth faster on two cores and cost twice the activations: a LoRA run of a 135M model with
@@ -101,8 +102,8 @@ class Session:
                 yield step, batches
 
     @torch.no_grad()
-    def validation_loss(self) -> float | None:
-        """Weighted mean nll over the validation split, in nats per supervised token; None without rows."""
+    def validation_loss(self) -> LossSums | None:
+        """nll over the validation split; None without rows."""
         if not len(self.validation):
             return None
         mine = [self.validation[i] for i in range(self.processes.rank, len(self.validation), self.processes.count)]
@@ -111,19 +112,17 @@ class Session:
             if self.max_tokens is None
             else pack_by_tokens([len(example.input_ids) for example in mine], self.max_tokens)
         )
-        total = torch.zeros(2, dtype=torch.float64)
+        counter = LossCounter()
         self.model.eval()
         self.objective.refresh()
         try:
             for group in groups:
                 batch = examples_to_batch([mine[i] for i in group]).to(self.compute.device)
-                nll, _ = self.objective.nll(batch, batch.weights)
-                total += torch.tensor([float(nll), float(batch.weights.sum())], dtype=torch.float64)
+                _, nll = self.objective.nll(batch, batch.weights)
+                counter.add(batch, nll)
         finally:
             self.model.train()
-        if dist.is_initialized():
-            dist.all_reduce(total)
-        return float(total[0] / total[1])
+        return counter.over_processes()
 
 
 def current_processes() -> Processes:

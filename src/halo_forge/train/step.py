@@ -13,12 +13,14 @@ import torch.distributed as dist
 from halo_forge.train.batches import Batch
 from halo_forge.train.loss import Objective
 from halo_forge.train.optimizer import apply_clipped
+from halo_forge.train.source_losses import LossCounter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """loss is sum(weight * nll) / sum(weight) over the whole step and all processes, in nats. `applied` is False if
-    the loss or the gradient was not finite: then no weight and no optimizer state has changed."""
+    """loss is sum(weight * nll) / sum(weight) over the whole step and all processes, in nats, whatever else is asked of
+    the model beside its targets. `applied` is False if the loss or the gradient was not finite: then no weight and no
+    optimizer state has changed. `by_source` is empty where sources have no names."""
 
     loss: float
     grad_norm: float
@@ -27,6 +29,7 @@ class StepResult:
     num_tokens: int
     time_s: float
     applied: bool
+    by_source: dict[str, dict[str, float | int]]
 
 
 def train_step(
@@ -57,32 +60,33 @@ def train_step(
     )
 
     objective.refresh()
-    loss = torch.zeros((), device=device)
+    counter = LossCounter()
     for batch in batches:
         check()
         batch = batch.to(device)
-        share, _ = objective.nll(batch, batch.weights / step_weight)
+        share, nll = objective.nll(batch, batch.weights / step_weight)
         share.backward()
-        loss += share.detach()
+        counter.add(batch, nll)
 
     sum_gradients_over_processes(parameters)
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    mean_loss, norm = _over_processes([loss], device)[0], float(grad_norm)
+    losses, norm = counter.over_processes(), float(grad_norm)
 
-    applied = math.isfinite(mean_loss) and math.isfinite(norm)
+    applied = math.isfinite(losses.mean) and math.isfinite(norm)
     if applied:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         apply_clipped(optimizer, clip_factor(norm, max_grad_norm))
     optimizer.zero_grad(set_to_none=True)
     return StepResult(
-        loss=mean_loss,
+        loss=losses.mean,
         grad_norm=norm,
         learning_rate=learning_rate,
         num_supervised_tokens=int(num_supervised),
         num_tokens=int(num_tokens),
         time_s=time.perf_counter() - started,
         applied=applied,
+        by_source=losses.by_source(),
     )
 
 

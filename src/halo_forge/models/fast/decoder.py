@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from halo_forge.models.fast.attention import Block, RotaryAttention, document_blocks
-from halo_forge.models.fast.head import HeadNll
+from halo_forge.models.fast.head import NOTHING, HeadNll, Softening
 from halo_forge.models.fast.ops import JointLinear, LoraLinear, RmsNorm, SwiGlu
 
 _PARTS = {
@@ -78,8 +78,8 @@ class Projection:
         if self.masters and self.joint.dtype != self.masters[0].dtype:
             _copy_rows(self.joint, self.masters)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.adapters:
+    def __call__(self, x: torch.Tensor, with_adapters: bool = True) -> torch.Tensor:
+        if self.adapters and with_adapters:
             return LoraLinear.apply(x, self.joint, self.bias, self.scales, self.dropout, *self.adapters)
         return JointLinear.apply(x, self.joint, self.bias, *self.masters)
 
@@ -188,26 +188,33 @@ class FastDecoder:
             projection.refresh()
 
     def hidden(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, blocks: tuple[Block, ...], keep: torch.Tensor
-    ) -> torch.Tensor:
-        """The normed output [U, D] at the positions `keep` of one row of tokens [N]."""
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, blocks: tuple[Block, ...], keep: torch.Tensor,
+        with_adapters: bool = True,
+    ) -> torch.Tensor:  # fmt: skip
+        """The normed output [U, D] at the positions `keep` of one row of tokens [N]; without adapters the base's."""
         wide = torch.promote_types(self.dtype, torch.float32)
-        x = nn.functional.embedding(input_ids, self.embedding.weight, self.embedding.padding_idx).to(wide)
+        x = self.embedding(input_ids[None])[0].to(wide)
         cos, sin = self.rotary(x, position_ids=position_ids[None])
         for layer in self.layers:
             rows = keep if self.skip_unread and layer is self.layers[-1] else None
-            arguments = (layer, x, cos[0], sin[0], blocks, rows)
+            arguments = (layer, x, cos[0], sin[0], blocks, rows, with_adapters)
             x = checkpoint(self._layer, *arguments, use_reentrant=False) if self.recompute else self._layer(*arguments)
         return self._normed(self.norm, x if self.skip_unread else x[keep])
 
     def nll(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, blocks: tuple[Block, ...], keep: torch.Tensor,
-        rows: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor,
+        rows: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, softening: Softening = NOTHING,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """(sum of weight * nll, nll of each target); see `HeadNll` for rows, targets and weights."""
+        """(what is minimised, nll of each target); see `HeadNll` for rows, targets and weights."""
+        base_hidden = None
+        if softening.kl_to_base:
+            with torch.no_grad():
+                base_hidden = self.hidden(input_ids, position_ids, blocks, keep, with_adapters=False)
         hidden = self.hidden(input_ids, position_ids, blocks, keep)
         master = self.head.layers[0].weight if self.head.masters else None
-        return HeadNll.apply(hidden, self.head.joint, master, rows, targets, weights, torch.is_grad_enabled())  # type: ignore[no-any-return]
+        return HeadNll.apply(  # type: ignore[no-any-return]
+            hidden, self.head.joint, master, rows, targets, weights, torch.is_grad_enabled(), softening, base_hidden
+        )
 
     @torch.no_grad()
     def agrees(self, model: PreTrainedModel | PeftModel, documents: Sequence[torch.Tensor]) -> bool:
@@ -248,17 +255,18 @@ class FastDecoder:
 
     def _layer(
         self, layer: Layer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, blocks: tuple[Block, ...],
-        rows: torch.Tensor | None,
+        rows: torch.Tensor | None, with_adapters: bool,
     ) -> torch.Tensor:  # fmt: skip
         """One decoder layer; with `rows`, what nobody reads afterwards is left out (all attend, few go on)."""
-        qkv = layer.qkv(self._normed(layer.input_norm, x))
+        qkv = layer.qkv(self._normed(layer.input_norm, x), with_adapters)
         if layer.head_norms is not None:
             qkv = self._with_normed_heads(qkv, *layer.head_norms)
         attended = RotaryAttention.apply(qkv, cos, sin, blocks, self.num_heads, self.num_key_heads, self.scale)
         if rows is not None:
             x, attended = x[rows], attended[rows]
-        x = x + layer.output(attended)
-        return x + layer.down(SwiGlu.apply(layer.gate_up(self._normed(layer.mlp_norm, x))))
+        x = x + layer.output(attended, with_adapters)
+        inner = SwiGlu.apply(layer.gate_up(self._normed(layer.mlp_norm, x), with_adapters))
+        return x + layer.down(inner, with_adapters)
 
     def _with_normed_heads(self, qkv: torch.Tensor, q_norm: nn.Module, k_norm: nn.Module) -> torch.Tensor:
         size = qkv.shape[1] // (self.num_heads + 2 * self.num_key_heads)

@@ -6,6 +6,9 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,14 +19,30 @@ ROWS_PER_BLOCK = 16
 """Rows of float32 copies handled at once: they stay in the second-level cache (measured)."""
 
 
+@dataclass(frozen=True, slots=True)
+class Softening:
+    """What is asked of the distribution at a supervised position beside its target.
+
+    label_smoothing  e: the target has probability 1 - e, all tokens share e (Szegedy et al. 2016)
+    kl_to_base       k: k * KL(base || model) is added, in nats (Li and Hoiem 2016, learning without forgetting)
+    """
+
+    label_smoothing: float = 0.0
+    kl_to_base: float = 0.0
+
+
+NOTHING = Softening()
+
+
 class HeadNll(torch.autograd.Function):
     """sum over targets of weight * -log softmax(hidden W^T)[target], in nats; with it, without a gradient, each
     target's own nll. The gradient is made while the logits are there: three products, no [U, V] float32 tensor.
 
     hidden   [U, D] in the compute type           head     [V, D] in the compute type
     master   the trained weight that `head` is a copy of, or None where it is frozen
-    with_gradient  False where nobody will ask for one: a third of the work
     rows     int64 [S], ascending: which row predicts the target; targets int64 [S]; weights float32 [S]
+    with_gradient  False where nobody will ask for one: a third of the work
+    softening, base_hidden  what else is asked; base_hidden [U, D] is the base model's, for kl_to_base
     """
 
     @staticmethod
@@ -36,57 +55,84 @@ class HeadNll(torch.autograd.Function):
         targets: torch.Tensor,
         weights: torch.Tensor,
         with_gradient: bool = True,
+        softening: Softening = NOTHING,
+        base_hidden: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
+        total = torch.zeros((), dtype=wide, device=hidden.device)
         nll = torch.empty(len(targets), dtype=wide, device=hidden.device)
         d_hidden: torch.Tensor | None = torch.empty_like(hidden) if with_gradient else None
         d_head: torch.Tensor | None = None
         chunk = max(ROWS_PER_BLOCK, MAX_LOGITS_BYTES // (len(head) * hidden.element_size()))
-        edges = [*range(0, len(hidden), chunk), len(hidden)]
-        first_targets = torch.searchsorted(rows, torch.tensor(edges, device=rows.device)).tolist()
-        for start, end, first, last in zip(edges, edges[1:], first_targets, first_targets[1:], strict=False):
-            logits = hidden[start:end] @ head.T
-            mine = slice(first, last)
-            nll[mine] = logits_to_gradient(logits, rows[mine] - start, targets[mine], weights[mine].to(wide))
+        for part, mine in _pieces(len(hidden), rows, chunk):
+            logits = hidden[part] @ head.T
+            base_logits = base_hidden[part] @ head.T if base_hidden is not None else None
+            own = (rows[mine] - part.start, targets[mine], weights[mine].to(wide))
+            loss, nll[mine] = logits_to_gradient(logits, *own, softening, base_logits)
+            total += loss
             if d_hidden is None:
                 continue
-            torch.mm(logits, head, out=d_hidden[start:end])
+            torch.mm(logits, head, out=d_hidden[part])
             if master is not None and ctx.needs_input_grad[2]:
-                part = logits.T @ hidden[start:end]
-                d_head = part if end - start == len(hidden) else _added(d_head, part, master.dtype)
+                d_part = logits.T @ hidden[part]
+                is_all = part.stop - part.start == len(hidden)
+                d_head = d_part if is_all else _added(d_head, d_part, master.dtype)
         ctx.save_for_backward(d_hidden, d_head)
         ctx.dtype = master.dtype if master is not None else None
         ctx.mark_non_differentiable(nll)
-        return (nll * weights).sum(), nll
+        return total, nll
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         d_hidden, d_head = ctx.saved_tensors
         if d_head is not None:
             d_head = (d_head * upstream.to(d_head.dtype)).to(ctx.dtype)
-        return d_hidden * upstream.to(d_hidden.dtype), None, d_head, None, None, None, None
+        return d_hidden * upstream.to(d_hidden.dtype), None, d_head, *[None] * 6
 
 
 def _added(total: torch.Tensor | None, part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return part.to(dtype) if total is None else total.add_(part)
 
 
-def logits_to_gradient(
-    logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """Replace logits [U, V] by d loss / d logits, in place; returns the nll of each target [S]."""
-    nll = torch.empty_like(weights)
-    row_weight = weights.new_zeros(len(logits)).index_add_(0, rows, weights)
-    edges = [*range(0, len(logits), ROWS_PER_BLOCK), len(logits)]
+def _pieces(num_rows: int, rows: torch.Tensor, size: int) -> Iterator[tuple[slice, slice]]:
+    """(rows, the targets that they predict), `size` rows at a time."""
+    edges = [*range(0, num_rows, size), num_rows]
     first_targets = torch.searchsorted(rows, torch.tensor(edges, device=rows.device)).tolist()
-    for start, end, first, last in zip(edges, edges[1:], first_targets, first_targets[1:], strict=False):
-        mine = slice(first, last)
-        block, row = logits[start:end].to(weights.dtype), rows[mine] - start
+    for (start, end), (first, last) in zip(pairwise(edges), pairwise(first_targets), strict=True):
+        yield slice(start, end), slice(first, last)
+
+
+def logits_to_gradient(
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    softening: Softening = NOTHING,
+    base_logits: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Replace logits [U, V] by d loss / d logits, in place; returns (loss, nll of each target [S])."""
+    nll, loss = torch.empty_like(weights), weights.new_zeros(())
+    row_weight = weights.new_zeros(len(logits)).index_add_(0, rows, weights)
+    smoothing, kl = softening.label_smoothing, softening.kl_to_base
+    for part, mine in _pieces(len(logits), rows, ROWS_PER_BLOCK):
+        block, row, weight = logits[part].to(weights.dtype), rows[mine] - part.start, row_weight[part, None]
         picked = block[row, targets[mine]]
         highest = block.amax(1)
+        mean = block.mean(1) if smoothing else highest
+        base = base_logits[part].to(weights.dtype).softmax(1) if base_logits is not None else None
+        if base is not None:
+            # KL(base || model) = sum base * (log base - logits) + log of the model's sum
+            loss += kl * (weight[:, 0] * (torch.xlogy(base, base) - base * block).sum(1)).sum()
         total = block.sub_(highest[:, None]).exp_().sum(1)
-        nll[mine] = (total.log() + highest)[row] - picked
-        block.mul_((row_weight[start:end] / total)[:, None])
-        block.index_put_((row, targets[mine]), -weights[mine], accumulate=True)
-        logits[start:end] = block
-    return nll
+        log_total = total.log() + highest
+        nll[mine] = log_total[row] - picked
+        soft = weight[:, 0] * (smoothing * (log_total - mean) + (kl * log_total if base is not None else 0.0))
+        loss += (1 - smoothing) * (nll[mine] * weights[mine]).sum() + soft.sum()
+        block.mul_(weight * (1 + (kl if base is not None else 0.0)) / total[:, None])
+        block.index_put_((row, targets[mine]), (smoothing - 1) * weights[mine], accumulate=True)
+        if smoothing:
+            block.sub_(weight * (smoothing / block.shape[1]))
+        if base is not None:
+            block.addcmul_(base, weight, value=-kl)
+        logits[part] = block
+    return loss, nll
