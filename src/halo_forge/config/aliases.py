@@ -61,7 +61,13 @@ _NOT_METHODS = dict.fromkeys(
     ("qlora", "dora", "freeze", "oft", "adalora", "longlora", "llama-adapter", "ia3", "vera", "prefix", "prompt"),
     "training.method: lora, or full",
 )
-_ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw", "adamw_torch_npu_fused")
+_OPTIMIZERS = {
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw", "adamw_torch_npu_fused"), "adamw"),
+    **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit"), "adamw_8bit"),
+    **dict.fromkeys(("paged_adamw_32bit", "paged_adamw"), "paged_adamw"),
+    "paged_adamw_8bit": "paged_adamw_8bit",
+    "adafactor": "adafactor",
+}
 _REGISTRY = "remove it: publish.registry holds the released versions"
 _NO_TAIL = "the last, smaller step of an epoch is trained too"
 _EVERY = "eval_steps, save_steps and logging_steps are numbers of optimizer steps"
@@ -186,7 +192,8 @@ ROWS: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("lr_scheduler_kwargs",), Rule(schedule_options, "training")),
     (("cosine_min_lr_ratio", "min_lr_rate"), same("training.min_lr_ratio")),
     (("training.warmup_steps", "num_warmup_steps"), Rule(warmup, "training")),
-    (("optim", "optimizer"), already(_ADAMW, "AdamW is the optimizer", "remove it, or adamw_torch")),
+    (("optim",), choice("training.optimizer", _OPTIMIZERS)),
+    (("training.optimizer", "optimizer"), choice("training.optimizer", _OPTIMIZERS)),
     (("optim_args",), refused("optimizer options", "training.adam_beta1, adam_beta2, adam_epsilon")),
     (("training.max_grad_norm", "gradient_clipping", "grad_clip", "gradient_clip_val"), Rule(grad_norm, "training")),
     (("fp16", "float16"), refused("training in float16", "training.bf16: auto")),
@@ -212,8 +219,8 @@ ROWS: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("greater_is_better",), already((False,), "the lower validation loss is the better one", "false")),
     (("random_seed", "random_state"), same("training.seed")),
     (("data_seed", "dataset_shuffle_seed", "shuffle_seed"), refused("a second seed", _ONE_SEED)),
-    (("label_smoothing_factor", "label_smoothing"), refused("label smoothing", "remove it")),
-    (("neftune_noise_alpha", "noisy_embedding_alpha"), refused("noise on the embeddings", "remove it")),
+    (("label_smoothing_factor",), same("training.label_smoothing")),
+    (("neftune_noise_alpha", "noisy_embedding_alpha"), same("training.neftune_alpha")),
     (("loss_type",), already(("nll", "chunked_nll"), "the loss is the cross-entropy of the answers", "nll")),
     (("use_liger_kernel", "enable_liger_kernel", "liger_fused_linear_cross_entropy"), refused("Liger", _KERNELS)),
     (("liger_rope", "liger_rms_norm", "liger_glu_activation", "liger_layer_norm"), refused("Liger", _KERNELS)),

@@ -186,8 +186,21 @@ class TrainingSection(Section):
     """Share of all steps with a linearly rising rate."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Steps with a rising rate; overrides warmup_ratio."""
+    optimizer: Literal["adamw", "adafactor", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    """`adamw` in one fused pass; `adafactor` keeps row and column sums instead of second moments and no first ones; the
+    others are bitsandbytes' (the `quantised` extra)."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Decoupled; applied to matrices, not to norms and biases."""
+    l2_to_start: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Pull every trained weight towards where it started, as weight decay pulls towards zero. Against forgetting; keeps
+    a copy of the trained weights."""
+    kl_to_base: Annotated[float, Field(ge=0)] = 0.0
+    """Add this times KL(base || model) at trained positions, the base being the model without its adapter. Against
+    forgetting; a second forward pass."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target's probability that goes to all tokens alike."""
+    neftune_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Uniform noise on the embeddings while training, alpha / sqrt(tokens x width) high (NEFTune); 5 is usual."""
     adam_beta1: Fraction = 0.9
     adam_beta2: Fraction = 0.999
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
@@ -213,7 +226,12 @@ class TrainingSection(Section):
     seed: Annotated[int, Field(ge=0)] = 42
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> TrainingSection:
+    def _settings_fit(self) -> TrainingSection:
+        if self.kl_to_base and self.method == "full":
+            raise ValueError(
+                "training.kl_to_base needs the base model, which full training changes: take an adapter, or "
+                "training.l2_to_start"
+            )
         if self.max_steps is not None and self.warmup_steps is not None and self.warmup_steps > self.max_steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is more than max_steps ({self.max_steps})")
         return self

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from halo_forge.errors import CheckpointError
 from halo_forge.runs import fsync_directory, sha256_file, write_json
+from halo_forge.train.optimizer import moments
 
 MANIFEST = "MANIFEST.json"
 PREFIX = "checkpoint-"
@@ -183,26 +184,28 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, names: dict[tor
     """Put the moments of `path` into the optimizer, bit for bit. Raises CheckpointError on a mismatch."""
     tensors = load_file(path / "optimizer.safetensors")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    expected = {f"{names[p]}:{field}" for p in parameters for field in _FIELDS}
-    if tensors and set(tensors) != expected:
-        difference = sorted(set(tensors) ^ expected)[:3]
-        raise CheckpointError(f"optimizer state does not fit this model: {difference}", where=str(path))
+    states: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, field = key.rpartition(":")
+        states.setdefault(name, {})[field] = tensor
+    different = sorted(set(states) ^ {names[parameter] for parameter in parameters})[:3]
+    if tensors and different:
+        raise CheckpointError(f"optimizer state does not fit this model: {different}", where=str(path))
     for parameter in parameters if tensors else ():
-        device = parameter.device
-        # A fused step counter lives on its parameter's device.
-        optimizer.state[parameter] = {field: tensors[f"{names[parameter]}:{field}"].to(device) for field in _FIELDS}
-
-
-_FIELDS = ("exp_avg", "exp_avg_sq", "step")
+        # A fused step counter lives on its parameter's device; bitsandbytes counts in a plain number.
+        optimizer.state[parameter] = {
+            field: tensor.to(parameter.device) if tensor.ndim or tensor.is_floating_point() else int(tensor)
+            for field, tensor in states[names[parameter]].items()
+        }
 
 
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str]
 ) -> dict[str, torch.Tensor]:
     return {
-        f"{names[parameter]}:{field}": state[field].detach().cpu().contiguous()
-        for parameter, state in optimizer.state.items()
-        for field in _FIELDS
+        f"{name}:{field}": tensor.cpu().contiguous()
+        for parameter, name in names.items()
+        for field, tensor in moments(optimizer, parameter).items()
     }
 
 

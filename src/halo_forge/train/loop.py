@@ -31,6 +31,7 @@ from halo_forge.train.checkpoint import (
     verify_checkpoint,
 )
 from halo_forge.train.metrics import MetricsLog
+from halo_forge.train.optimizer import pull_to_start
 from halo_forge.train.session import Session
 from halo_forge.train.step import StepResult, train_step
 
@@ -109,15 +110,19 @@ def guarded_step(session: Session, step: int, batches: list[Batch], check: Calla
     """One step under its own random numbers: a function of (seed, step, rank), so a resume needs no saved state."""
     seed = f"{session.config.training.seed}/{step}/{session.processes.rank}"
     torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big"))
+    training, rate = session.config.training, session.schedule.rate(step)
     try:
-        return train_step(
+        result = train_step(
             session.objective,
             session.optimizer,
             batches,
-            session.schedule.rate(step),
-            session.config.training.max_grad_norm,
+            rate,
+            training.max_grad_norm,
             check,
         )
+        if session.start and result.applied:
+            pull_to_start(list(session.parameter_names), session.start, rate, training.l2_to_start)
+        return result
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"the device ran out of memory in step {step + 1}: {error}",

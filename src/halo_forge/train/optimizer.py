@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from halo_forge.config.schema import TrainingSection
+from halo_forge.errors import TrainingError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,20 +50,54 @@ def make_schedule(training: TrainingSection, peak: float, num_steps: int) -> Sch
     )
 
 
-def make_optimizer(parameters: Iterable[torch.nn.Parameter], training: TrainingSection) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; weight decay on matrices only."""
+def make_optimizer(parameters: Iterable[torch.nn.Parameter], training: TrainingSection) -> torch.optim.Optimizer:
+    """The configured optimizer over the trainable parameters; weight decay on matrices only. Raises TrainingError where
+    bitsandbytes is not installed."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": training.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=0.0,  # set from the schedule before every step
-        betas=(training.adam_beta1, training.adam_beta2),
-        eps=training.adam_epsilon,
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]]
+    adam = {"betas": (training.adam_beta1, training.adam_beta2), "eps": training.adam_epsilon}
+    # The rate is set from the schedule before every step.
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, fused=True, **adam)  # type: ignore[arg-type]
+    if training.optimizer == "adafactor":
+        return torch.optim.Adafactor(groups, lr=0.0)
+    return _of_bitsandbytes(training.optimizer)(groups, lr=0.0, **adam)  # type: ignore[no-any-return]
+
+
+_BITSANDBYTES = {"adamw_8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw_8bit": "PagedAdamW8bit"}
+
+
+def _of_bitsandbytes(name: str) -> Any:
+    try:
+        import bitsandbytes.optim as optimizers  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError as error:
+        raise TrainingError(
+            f"the optimizer {name} is bitsandbytes', which is not installed ({error})",
+            where="training.optimizer",
+            fix="pip install 'halo-forge[quantised]', or --set training.optimizer=adamw",
+        ) from None
+    return getattr(optimizers, _BITSANDBYTES[name])
+
+
+def moments(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+    """What the optimizer remembers of a weight, as tensors by name."""
+    state = optimizer.state.get(parameter, {})
+    return {
+        name: value.detach() if isinstance(value, torch.Tensor) else torch.tensor(value)
+        for name, value in state.items()
+    }
+
+
+@torch.no_grad()
+def pull_to_start(
+    parameters: Sequence[torch.nn.Parameter], start: Sequence[torch.Tensor], learning_rate: float, strength: float
+) -> None:
+    """w <- w + rate * strength * (start - w): L2-SP (Xuhong et al. 2018), decoupled as AdamW's weight decay is."""
+    torch._foreach_lerp_(list(parameters), list(start), learning_rate * strength)
 
 
 def apply_clipped(optimizer: torch.optim.Optimizer, factor: float) -> None:

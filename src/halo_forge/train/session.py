@@ -21,11 +21,13 @@ from halo_forge.errors import ConfigError, ConfigProblem, TrainingError
 from halo_forge.models import add_lora, load_model
 from halo_forge.models.compute import Compute
 from halo_forge.models.fast.decoder import FastDecoder, NotCovered
+from halo_forge.models.fast.head import Softening
 from halo_forge.models.weights import parameter_names
 from halo_forge.runs import Notify, sha256_json
 from halo_forge.train.attention import DOCUMENT_ATTENTION, set_training_attention
 from halo_forge.train.batches import Batch, Examples, StepOrder, examples_to_batch, pack_by_tokens, step_batches
 from halo_forge.train.loss import Objective, autocast, fast_objective, model_objective
+from halo_forge.train.neftune import with_noise
 from halo_forge.train.optimizer import Schedule, make_optimizer, make_schedule
 from halo_forge.train.source_losses import LossCounter, LossSums
 
@@ -50,7 +52,8 @@ class Session:
     directory: Path
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
+    start: list[torch.Tensor]  # the trained weights as they were, where l2_to_start pulls towards them
     parameter_names: dict[torch.nn.Parameter, str]
     order: StepOrder
     schedule: Schedule
@@ -180,6 +183,8 @@ def open_session(
     model = load_training_model(config, compute)
     probe = examples_to_batch([_first_tokens(train[i % len(train)], 16 - 5 * i) for i in range(2)])
     objective, attention = choose_objective(model, config, compute, probe.to(compute.device), notify)
+    if training.neftune_alpha is not None:
+        objective = with_noise(objective, model, training.neftune_alpha)
     model.train()
     packed = training.packing and attention != "unpacked"
     return Session(
@@ -191,6 +196,7 @@ def open_session(
         parameter_names=parameter_names(model),
         order=order,
         schedule=make_schedule(training, config.learning_rate, num_training_steps(config, order)),
+        start=[p.detach().clone() for p in model.parameters() if p.requires_grad] if training.l2_to_start else [],
         objective=objective,
         max_tokens=micro_batch_tokens(config, compute) if packed else None,
         examples_per_batch=1 if attention == "unpacked" else training.per_device_train_batch_size,
@@ -199,7 +205,12 @@ def open_session(
         compute=compute,
         processes=processes,
         attention=attention,
-        share_prefixes=training.prefix_sharing and attention == DOCUMENT_ATTENTION and not drops_anything(model),
+        share_prefixes=(
+            training.prefix_sharing
+            and attention == DOCUMENT_ATTENTION
+            and training.neftune_alpha is None
+            and not drops_anything(model)
+        ),
         fingerprint=training_fingerprint(config, prepared, compute, processes),
     )
 
@@ -213,6 +224,7 @@ def choose_objective(
     if training.gradient_checkpointing:
         recompute_activations(model)
     only = training.supervised_logits_only
+    softening = Softening(label_smoothing=training.label_smoothing, kl_to_base=training.kl_to_base)
     if training.fast_layers and config.model.attn_implementation in ("auto", "document"):
         try:
             decoder = FastDecoder.of(model, torch.bfloat16 if compute.precision == "bfloat16" else torch.float32)
@@ -223,7 +235,7 @@ def choose_objective(
             with autocast(compute.device, compute.precision):
                 agrees = decoder.agrees(model, probe.input_ids[0].split(probe.document_lengths))
             if agrees:
-                return fast_objective(decoder, supervised_logits_only=only), DOCUMENT_ATTENTION
+                return fast_objective(decoder, supervised_logits_only=only, softening=softening), DOCUMENT_ATTENTION
             notify("note", {"text": "transformers' own layers are used: the fast ones give other numbers here"})
     with autocast(compute.device, compute.precision):
         attention = set_training_attention(
@@ -231,7 +243,8 @@ def choose_objective(
         )
     if attention == "unpacked":
         notify("note", {"text": "this model cannot keep packed documents apart: every document runs alone (slower)"})
-    return model_objective(model, compute.precision, supervised_logits_only=only), attention
+    through_model = model_objective(model, compute.precision, supervised_logits_only=only, softening=softening)
+    return through_model, attention
 
 
 def drops_anything(model: torch.nn.Module) -> bool:
