@@ -108,10 +108,13 @@ def _staged(directory: Path) -> Iterator[Path]:
 
 
 def _write_adapter(model: PeftModel, directory: Path, base: Path) -> dict[str, torch.Tensor]:
-    tensors = {
-        name: tensor.detach().to("cpu").contiguous()
-        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-    }
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items():
+        plain = tensor.detach().to("cpu").contiguous()
+        # Tied modules trained whole are one storage: peft reads both names, safetensors writes no storage twice.
+        tensors[name] = plain.clone() if plain.data_ptr() in seen else plain
+        seen.add(plain.data_ptr())
     save_file(tensors, directory / inspection.ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config: PeftConfig = deepcopy(model.peft_config[model.active_adapter])
     config.base_model_name_or_path, config.revision = base_reference(base)
