@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from transformers import LlamaForCausalLM
 
+from halo_forge.evaluate.answer_cache import weights_fingerprint
 from halo_forge.models.adapters import add_lora, base_model_view, load_trainable_state, trainable_state
 from halo_forge.models.load import load_model
 from halo_forge.models.lora_options import LoraOptions
@@ -182,3 +183,13 @@ def test_saved_loaded_and_merged(
         assert (answer - expected).abs().max() < 1e-4
         again = save_final(merged, tiny_tokenizer, tmp_path / "merged", str(tiny_model_dir))
         assert torch.equal(load_trained(again, dtype=torch.float32)(IDS).logits, answer)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_kept_answers_of_the_base_are_told_from_those_of_the_tuned_model(tiny_llama, variant: str) -> None:
+    """Evaluation keeps answers by a fingerprint of the weights that give them."""
+    model = ours(tiny_llama(seed=0), **VARIANTS[variant][0]).eval()
+    disturb(model)
+    base = weights_fingerprint(tiny_llama(seed=0), adapters=True)
+    assert weights_fingerprint(model, adapters=False) == base
+    assert weights_fingerprint(model, adapters=True) != base

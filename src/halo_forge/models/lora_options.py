@@ -49,7 +49,7 @@ def peft_arguments(model: PreTrainedModel, targets: Sequence[str], options: Lora
         "use_rslora": options.use_rslora,
         "rank_pattern": dict(options.rank_pattern),
         "alpha_pattern": {name: whole(alpha) for name, alpha in options.alpha_pattern.items()},
-        "modules_to_save": list(options.modules_to_save) or None,
+        "modules_to_save": [long for name in options.modules_to_save for long in unambiguous(name, names)] or None,
         "exclude_modules": list(options.exclude_modules) or None,
         "layers_to_transform": None if options.layers_to_transform is None else list(options.layers_to_transform),
     }
@@ -60,7 +60,8 @@ def peft_arguments(model: PreTrainedModel, targets: Sequence[str], options: Lora
         return arguments  # the new rows are trained with all the others
     if options.token_ids:
         trained = ends[:1] if _is_tied(model) else ends
-        arguments["trainable_token_indices"] = {name.rpartition(".")[2]: list(options.token_ids) for name in trained}
+        rows = list(options.token_ids)
+        arguments["trainable_token_indices"] = {_short(name, names): rows for name in trained}
     return arguments
 
 
@@ -72,6 +73,19 @@ def whole(value: float) -> int | float:
 def matches(module: str, name: str) -> bool:
     """Whether `name` names the module as peft understands it: the whole dotted name, or the end of it."""
     return module == name or module.endswith(f".{name}")
+
+
+def unambiguous(name: str, modules: Sequence[str]) -> list[str]:
+    """`name`, or the dotted names that it means: where peft trains modules whole it compares ends of texts, and `norm`
+    would be every `input_layernorm`, too."""
+    meant = [module for module in modules if matches(module, name)]
+    return [name] if meant == [module for module in modules if module.endswith(name)] else meant
+
+
+def _short(module: str, modules: Sequence[str]) -> str:
+    """The last part of a dotted name where no other module's name ends so."""
+    last = module.rpartition(".")[2]
+    return last if [other for other in modules if other.endswith(last)] == [module] else module
 
 
 def embedding_names(model: PreTrainedModel) -> list[str]:

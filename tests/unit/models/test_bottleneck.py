@@ -10,6 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 from halo_forge.errors import CheckpointError, UsageError
+from halo_forge.evaluate.answer_cache import weights_fingerprint
 from halo_forge.models.adapters import base_model_view, load_trainable_state, trainable_state
 from halo_forge.models.bottleneck import BottleneckOptions, add_bottlenecks, bottleneck_state, bottlenecks
 from halo_forge.models.load import load_model
@@ -110,6 +111,14 @@ def test_the_start_depends_on_the_seed_and_on_nothing_else(tiny_llama) -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
     other = bottleneck_state(adapted(tiny_llama(seed=0), seed=2))
     assert not torch.equal(*(state["model.layers.0.mlp.bottleneck_adapter.down.weight"] for state in (first, other)))
+
+
+def test_kept_answers_of_the_base_are_told_from_those_of_the_tuned_model(tiny_llama) -> None:
+    base = weights_fingerprint(tiny_llama(seed=0), adapters=True)
+    model = adapted(tiny_llama(seed=0))
+    disturb(model)
+    assert weights_fingerprint(model, adapters=False) == base
+    assert weights_fingerprint(model, adapters=True) != base
 
 
 def test_the_base_view_ends_with_an_error_too(tiny_llama) -> None:

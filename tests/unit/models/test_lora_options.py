@@ -50,6 +50,14 @@ def test_ranks_and_layers_are_as_asked(tiny_llama) -> None:
     }
 
 
+def test_a_name_is_never_the_end_of_another(tiny_llama) -> None:
+    """peft alone would train every input_layernorm for `norm`."""
+    state = trainable_state(lora(tiny_llama(seed=0), modules_to_save=["norm"]))
+    assert [name for name in state if "lora" not in name] == [
+        "base_model.model.model.norm.modules_to_save.default.weight"
+    ]
+
+
 def test_new_rows_of_whole_embeddings_are_trained_with_them(tiny_llama) -> None:
     model = lora(tiny_llama(seed=0), modules_to_save=["embed_tokens"], token_ids=[511])
     state = trainable_state(model)
