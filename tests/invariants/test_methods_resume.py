@@ -25,8 +25,9 @@ needs_bitsandbytes = pytest.mark.skipif(
 CADENCE: dict[str, Any] = {"output.save_steps": 3, "eval_steps": 4, "output.save_total_limit": 2}
 VARIANTS: dict[str, dict[str, Any]] = {
     "dora": {"method": "dora"},
-    "qlora": {"method": "qlora"},
-    "adapter": {"method": "adapter", "adapter.after_attention": True, "adapter.bottleneck_size": 8},
+    "qlora": {"method": "qlora", "gradient_checkpointing": True},
+    "adapter": {"method": "adapter", "adapter.after_attention": True, "adapter.bottleneck_size": 8,
+                "gradient_checkpointing": True},
     "some layers": {"method": "full", "trainable": ["layers.last_1", "norm"]},
     "the output of tied embeddings": {"method": "full", "trainable": ["lm_head"]},
     "lora options": {

@@ -168,7 +168,7 @@ def save_bottlenecks(model: PreTrainedModel, directory: Path, base: tuple[str, s
     _, layers = decoder_layers(model)
     options = BottleneckOptions(
         size=first.down.out_features,
-        activation=first.activation,  # type: ignore[arg-type]
+        activation=first.activation,
         after_attention=len(bottlenecks(model)) > len(layers),
     )
     write_json(
@@ -195,7 +195,8 @@ def attach_bottlenecks(model: PreTrainedModel, directory: Path) -> PreTrainedMod
     load_bottlenecks(model, directory)
     for adapter in bottlenecks(model).values():
         adapter.requires_grad_(False)
-    return model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def load_bottlenecks(model: PreTrainedModel, directory: Path) -> None:

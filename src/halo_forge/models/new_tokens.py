@@ -39,8 +39,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], *, spe
 
 def new_token_ids(tokenizer: PreTrainedTokenizerBase, model: ModelSection) -> list[int]:
     """Ids of the configured new tokens in a tokenizer that has them."""
-    ids = tokenizer.convert_tokens_to_ids([*model.add_tokens, *model.add_special_tokens])
-    return list(ids)
+    return [tokenizer.convert_tokens_to_ids(token) for token in (*model.add_tokens, *model.add_special_tokens)]
 
 
 def add_rows(model: PreTrainedModel, token_ids: Sequence[int]) -> None:
