@@ -42,7 +42,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", params=["lora", "dora", "adapter", "full"])
+@pytest.fixture(scope="module", params=["lora", "full"])
 def method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
