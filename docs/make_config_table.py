@@ -22,7 +22,7 @@ def config_table() -> str:
     from halo_forge.config import explain_config
 
     defaults = {dotted: value for dotted, value, _ in explain_config(ResolvedConfig.of(Config()))}
-    defaults["training.learning_rate"] = "2e-4 for lora, 2e-5 for full"
+    defaults["training.learning_rate"] = "by method and model size"
     lines: list[str] = []
     for section in SECTIONS:
         lines += [f"### {section}", "", SECTION_MEANING[section], ""]

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 Status = Literal["measured", "not_measured", "failed"]
 Direction = Literal["higher", "lower", "none"]
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+Method = Literal["lora", "dora", "qlora", "adapter", "full"]
+LORA_METHODS: tuple[Method, ...] = ("lora", "dora", "qlora")
+"""Methods whose result is a peft adapter."""
 
 
 class Record(BaseModel):
@@ -160,7 +163,7 @@ class TrainedModel(Artifact):
     """`final_model` and the pointers are paths relative to the run directory. Losses are nats per supervised token."""
 
     model_name: str
-    method: Literal["lora", "full"]
+    method: Method
     final_model: str
     final_step: int  # the optimizer step whose weights `final_model` holds
     weights_sha256: str

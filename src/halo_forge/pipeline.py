@@ -20,8 +20,8 @@ from halo_forge.data.prepared_store import store_directory
 from halo_forge.errors import DataError, HaloForgeError
 from halo_forge.evaluate import check_evaluation, evaluate
 from halo_forge.gate import decide, require_known_metrics
-from halo_forge.models import load_tokenizer
 from halo_forge.models.compute import Compute, recall_compute, release_memory
+from halo_forge.models.new_tokens import new_token_ids, tokenizer_of
 from halo_forge.models.pair import ModelPair
 from halo_forge.models.precision import apply_platform_settings
 from halo_forge.publish import publish
@@ -37,7 +37,7 @@ from halo_forge.runs import (
     write_artifact,
     write_json,
 )
-from halo_forge.train import finished_training, step_counts, train
+from halo_forge.train import check_method, finished_training, step_counts, train
 
 Stage = Literal["data", "train", "evaluate", "gate", "publish"]
 SHOWN_MASKS = 3
@@ -77,6 +77,7 @@ def run(
     settings = resolved.config
     require_known_metrics(settings.gate)
     check_evaluation(settings)
+    check_method(settings)
     with StopSignal() as stop, RunDirectory.open(Path(settings.output.dir)) as directory:
         claim(directory, resolved, fresh=fresh)
         result = RunResult(directory=directory.path)
@@ -101,7 +102,7 @@ def run_stages(
 ) -> None:
     """The pipeline itself: every stage reads what is in `result` and adds its own record."""
     notify("stage", {"name": "data", "title": "rows become examples"})
-    tokenizer = load_tokenizer(settings.model.name, settings.model.revision, notify=notify)
+    tokenizer = tokenizer_of(settings.model, notify)
     result.prepared = prepared = prepare(settings, directory, tokenizer, notify, check)
     notify("stage.done", {"record": prepared})
     show_masks(directory, prepared, tokenizer, notify)
@@ -217,7 +218,9 @@ def model_pair(
 ) -> ModelPair:
     """The base and the tuned model of a run, as its files hold them."""
     final_model = directory.file(trained.final_model)
-    return ModelPair(settings.model.name, settings.model.revision, final_model, trained.method, compute, notify)
+    model = settings.model
+    token_ids = new_token_ids(tokenizer_of(model), model) if model.add_tokens or model.add_special_tokens else []
+    return ModelPair(model.name, model.revision, final_model, trained.method, compute, notify, token_ids)
 
 
 def show_masks(
@@ -270,8 +273,9 @@ def plan(config: Config | ResolvedConfig | str | Path, *, notify: Notify = silen
     settings = resolved.config
     require_known_metrics(settings.gate)
     check_evaluation(settings)
+    check_method(settings)
     with tempfile.TemporaryDirectory() as scratch, RunDirectory.open(Path(scratch)) as directory:
-        tokenizer = load_tokenizer(settings.model.name, settings.model.revision, notify=notify)
+        tokenizer = tokenizer_of(settings.model, notify)
         prepared = prepare(settings, directory, tokenizer, notify=notify)
         notify("stage.done", {"record": prepared})
         show_masks(directory, prepared, tokenizer, notify)

@@ -226,7 +226,7 @@ class StopSignal:
             raise Interrupted(f"stopped by {self.requested}", fix="the same command goes on where this one stopped")
 
 
-IDENTITY_SECTIONS = ("model", "data", "training", "lora")
+IDENTITY_SECTIONS = ("model", "data", "training", "lora", "adapter")
 """What a run is made of. Another evaluation, gate or release of the same training is still the same run."""
 
 
@@ -250,7 +250,7 @@ def claim(run: RunDirectory, resolved: ResolvedConfig, *, fresh: bool = False) -
     elif run.file("data/manifest.json").exists():  # before that there is nothing that other settings could spoil
         earlier = json.loads(record.read_bytes())["config"]
         changed = diff_configs(
-            {name: earlier[name] for name in IDENTITY_SECTIONS},
+            {name: earlier.get(name, {}) for name in IDENTITY_SECTIONS},
             {name: resolved.config.to_dict()[name] for name in IDENTITY_SECTIONS},
         )
         if changed:

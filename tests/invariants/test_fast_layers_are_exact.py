@@ -143,6 +143,26 @@ def test_lora_has_the_gradients_of_peft(name: str, targets: list[str] | str) -> 
     assert_same(fast(model, examples_to_batch(rows, trim=True)), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_weight_that_an_optimizer_changes_is_the_one_that_is_used(dtype: torch.dtype) -> None:
+    """After steps on weights, biases and norms the layers still give what the model gives."""
+    rows, model = examples(), build("llama biased")
+    batch = examples_to_batch(rows)
+    decoder = FastDecoder.of(model, dtype)
+    objective = fast_objective(decoder)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    for _ in range(3):
+        objective.refresh()
+        optimizer.zero_grad()
+        objective.nll(batch, batch.weights)[0].backward()
+        optimizer.step()
+    objective.refresh()
+    with torch.no_grad():
+        found = objective.nll(batch, batch.weights)[0].item()
+        assert found == pytest.approx(reference(model, rows).item(), rel=1e-5 if dtype == torch.float32 else 0.02)
+        assert decoder.agrees(model, [torch.arange(20)])
+
+
 def test_the_working_copy_follows_the_masters() -> None:
     model = build("llama tied")
     batch = examples_to_batch(examples())
@@ -188,6 +208,10 @@ def test_what_it_does_not_cover_is_refused_by_name() -> None:
     sliding = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8))
     with pytest.raises(NotCovered, match="sliding window of 8"):
         FastDecoder.of(sliding, torch.float32)
+    hooked = build("llama")
+    hooked.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output)
+    with pytest.raises(NotCovered, match="something hangs on its LlamaMLP"):
+        FastDecoder.of(hooked, torch.float32)
     with quiet_transformers():
         dora = get_peft_model(build("llama"), LoraConfig(r=4, use_dora=True, target_modules=["q_proj"]))
     with pytest.raises(NotCovered, match="not a plain LoRA"):

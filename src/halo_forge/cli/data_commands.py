@@ -70,10 +70,10 @@ def show_command(
         raise UsageError("no rows to look at", fix="halo-forge data show --data FILE --model NAME --row 1")
     from halo_forge.chat import ChatEncoder, token_view, view_as_ansi, view_as_json
     from halo_forge.data import conversation_of_row
-    from halo_forge.models import load_tokenizer
+    from halo_forge.models.new_tokens import tokenizer_of
 
     conversation = conversation_of_row(chosen, row)
-    tokenizer = load_tokenizer(chosen.model.name, chosen.model.revision)
+    tokenizer = tokenizer_of(chosen.model)
     encoder = ChatEncoder(
         tokenizer,
         max_seq_length=chosen.data.max_seq_length,

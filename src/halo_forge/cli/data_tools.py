@@ -135,12 +135,12 @@ def mix_command(
     """Show what each source gives to the training rows and to the loss. With --output, write the mixed rows."""
     from halo_forge.data.prepared_report import mix_of
     from halo_forge.data.row_files import examined, write_rows
-    from halo_forge.models import load_tokenizer
+    from halo_forge.models.new_tokens import tokenizer_of
 
     settings = load_config(config, overrides=overrides or ()).config
     if not settings.data.sources:
         raise UsageError("this configuration has no data.sources, so there is nothing to mix", where=str(config))
-    tokenizer = load_tokenizer(settings.model.name, settings.model.revision)
+    tokenizer = tokenizer_of(settings.model)
     with examined(settings, tokenizer) as found:
         report = mix_of(found.rows, settings)
         assert report is not None

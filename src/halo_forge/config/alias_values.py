@@ -112,10 +112,16 @@ def evaluation_strategy(value: Any) -> Reading:
     return switched_epochs("training.eval_steps").read(value)
 
 
+_EXTRA_TOKENS = ("pad_token", "additional_special_tokens")
+
+
 def special_tokens(value: Any) -> Reading:
     """A pad token changes nothing where nothing is padded; every other special token is the model's own."""
     if isinstance(value, dict):
-        others = [key for key, token in value.items() if key != "pad_token" and not is_empty(token)]
+        others = [key for key, token in value.items() if key not in _EXTRA_TOKENS and not is_empty(token)]
+        extra = value.get("additional_special_tokens")
+        if not others and not is_empty(extra):
+            return Reading({"model.add_special_tokens": extra})
         if not others:
             return Reading(note="batches have no padding here, so no pad token is needed")
         raise NotOffered(f"setting {others[0]} is not part of this release", "the model's own tokens", (others[0],))

@@ -19,6 +19,7 @@ from halo_forge.config.alias_datasets import (
     own_sources,
     row_type,
 )
+from halo_forge.config.alias_methods import ROWS as METHOD_ROWS
 from halo_forge.config.alias_rules import (
     Rule,
     already,
@@ -47,20 +48,13 @@ from halo_forge.config.alias_values import (
     warmup,
 )
 
-_QUANTISED = "loading the model in 4 or 8 bits"
-_FULL_PRECISION = "remove it: training.method lora over the unquantised model; less memory with gradient_checkpointing"
-_OTHER_ADAPTERS = "training.method: lora or full"
+_OTHER_ADAPTERS = "training.method: lora, dora, qlora, adapter or full"
 _TRACKERS = "remove it: metrics.jsonl, training_log.json and report.html hold every figure"
 _ONE_SEED = "training.seed alone decides"
 _OWN_TEMPLATE = "the model's own chat template is always used"
 _READ_HERE = "rows are read and tokenised once per run"
 _NO_PADDING = "batches have no padding here"
 _KERNELS = "remove it: training.supervised_logits_only already keeps the logits small"
-_METHODS = {"lora": "lora", "full": "full", "none": "full"}
-_NOT_METHODS = dict.fromkeys(
-    ("qlora", "dora", "freeze", "oft", "adalora", "longlora", "llama-adapter", "ia3", "vera", "prefix", "prompt"),
-    "training.method: lora, or full",
-)
 _OPTIMIZERS = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw", "adamw_torch_npu_fused"), "adamw"),
     **dict.fromkeys(("adamw_bnb_8bit", "adamw_8bit"), "adamw_8bit"),
@@ -88,8 +82,6 @@ ROWS: tuple[tuple[tuple[str, ...], Rule], ...] = (
         refused("another tokenizer or configuration than the model's own", "remove it"),
     ),
     (("tokenizer_use_fast", "use_fast_tokenizer"), already((True,), "the fast tokenizer is used", "remove it")),
-    (("tokens", "added_tokens_overrides", "new_special_tokens"), refused("adding tokens", "remove it")),
-    (("resize_vocab", "resize_token_embeddings_to_32x"), refused("resizing the vocabulary", "remove it")),
     (("special_tokens",), Rule(special_tokens)),
     (("pad_token",), neutral(_NO_PADDING)),
     (("eos_token", "bos_token"), refused("another special token than the model's own", "remove it")),
@@ -115,11 +107,6 @@ ROWS: tuple[tuple[tuple[str, ...], Rule], ...] = (
             dict.fromkeys(("flash_attention_2", "flash_attention_3", "flex_attention"), "auto"),
         ),
     ),
-    (("load_in_4bit", "load_in_8bit", "qlora", "use_qlora"), refused(_QUANTISED, _FULL_PRECISION)),
-    (("quantization_bit", "quantization_method", "quantization_config"), refused(_QUANTISED, _FULL_PRECISION)),
-    (("use_bnb_nested_quant", "double_quantization", "bnb_config_kwargs"), refused(_QUANTISED, _FULL_PRECISION)),
-    (("bnb_4bit_quant_type", "bnb_4bit_compute_dtype"), refused(_QUANTISED, _FULL_PRECISION)),
-    (("bnb_4bit_use_double_quant", "gptq", "bnb_4bit_quant_storage"), refused(_QUANTISED, _FULL_PRECISION)),
     # --- data
     (("dataset_name", "dataset_id"), Rule(dataset_or_file, "data")),
     (("data.dataset",), Rule(dataset_or_file, "data")),
@@ -171,9 +158,6 @@ ROWS: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("preprocessing_num_workers", "overwrite_cache", "tokenized_path", "load_from_cache_file"), neutral(_READ_HERE)),
     (("remove_unused_columns", "dataset_kwargs"), neutral("columns that are not needed are not read")),
     # --- training
-    (("use_peft",), choice("training.method", {True: "lora", False: "full"})),
-    (("adapter",), choice("training.method", {"lora": "lora", "none": "full"}, _NOT_METHODS)),
-    (("finetuning_type", "train_type", "tuner_type", "peft_type"), choice("training.method", _METHODS, _NOT_METHODS)),
     (("stage",), Rule(stage, "data")),
     (("do_train",), already((True,), "training is what this command does", "`halo-forge evaluate`")),
     (("do_eval", "do_predict", "predict_with_generate"), neutral("evaluation.enabled decides")),
@@ -234,7 +218,6 @@ ROWS: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("roles_to_train",), Rule(trained_roles, "data")),
     (("dataloader_drop_last",), already((False,), _NO_TAIL, "false")),
     (("dataloader_prefetch_factor", "dataloader_persistent_workers"), neutral("training.dataloader_num_workers rules")),
-    (("unfrozen_parameters", "freeze_trainable_layers"), refused("training some layers only", _OTHER_ADAPTERS)),
     (("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon"), refused("another optimizer", "AdamW")),
     # --- lora
     (("lora_r", "lora_rank", "rank", "peft_lora_r"), same("lora.r")),
@@ -242,14 +225,10 @@ ROWS: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("lora_dropout", "peft_lora_dropout"), same("lora.dropout")),
     (("lora_target_modules", "lora_target", "lora.target_modules"), Rule(target_modules, "lora")),
     (("lora_target_linear",), turns_on("lora.target_modules", "all-linear")),
-    (("use_dora", "peft_use_dora", "lora_use_dora"), refused("DoRA", _OTHER_ADAPTERS)),
     (
-        ("use_rslora", "peft_use_rslora"),
-        refused("rank-stabilised scaling", "lora.alpha times sqrt(lora.r) scales the same"),
+        ("lora_bias", "bias"),
+        already(("none",), "adapters have no bias: trained ones would change the base", "none"),
     ),
-    (("lora_modules_to_save", "modules_to_save"), refused("training further modules whole", "training.method: full")),
-    (("additional_target",), refused("training further modules whole", "training.method: full")),
-    (("lora_bias", "bias"), already(("none",), "adapters have no bias", "none")),
     (("task_type", "lora_task_type"), already(("CAUSAL_LM",), "the model is a causal language model", "CAUSAL_LM")),
     (("init_lora_weights", "peft_init_lora_weights"), already((True,), "adapters start at zero", "true")),
     (("lora_fan_in_fan_out",), already((False,), "PEFT finds this from the layer", "remove it")),
@@ -257,7 +236,6 @@ ROWS: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("loraplus_lr_ratio", "loraplus_lr_embedding"), refused("LoRA+", _OTHER_ADAPTERS)),
     (("relora_steps", "relora", "relora_prune_ratio"), refused("ReLoRA", _OTHER_ADAPTERS)),
     (("lora_model_dir", "adapter_name_or_path"), refused("going on with another adapter", "merge it into the model")),
-    (("lora_layers_to_transform", "peft_layers_to_transform"), refused("adapters on some layers only", "remove it")),
     # --- output and evaluation
     (("output_dir", "output_path"), same("output.dir")),
     (("load_best_model_at_end",), choice("output.final", {True: "best_val", False: "latest"})),
@@ -283,7 +261,7 @@ ROWS: tuple[tuple[tuple[str, ...], Rule], ...] = (
 
 def _table() -> dict[str, Rule]:
     table: dict[str, Rule] = {}
-    for names, rule in ROWS:
+    for names, rule in (*METHOD_ROWS, *ROWS):
         for name in names:
             if name in table:
                 raise AssertionError(f"{name} stands in the alias table twice")

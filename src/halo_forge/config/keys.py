@@ -16,7 +16,8 @@ SECTION_MEANING = {
     "model": "The model to start from.",
     "data": "The rows: where they are, how they are read and split, what of them is trained.",
     "training": "The optimisation.",
-    "lora": "Low-rank adapters; read when training.method is lora.",
+    "lora": "Low-rank adapters; read when training.method is lora, dora or qlora.",
+    "adapter": "Bottleneck adapters; read when training.method is adapter.",
     "output": "The run directory.",
     "evaluation": "Base and tuned model on the held-out rows.",
     "gate": "What a model must reach to be published.",
@@ -173,7 +174,8 @@ def _plural(item: Any) -> str:
             return f"{word}s (mappings with {', '.join(entry_keys(dotted))})"
     if get_origin(item) is Literal:
         return ", ".join(get_args(item))
-    return "texts" if item is str else "values"
+    names = {str: "texts", int: "whole numbers"}
+    return names.get(_unwrapped(item, ())[0], "values")
 
 
 def _members(annotation: Any) -> Iterable[Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from halo_forge.config.given import Findings, Layer
 from halo_forge.config.keys import KEYS, default_values, flat_values
+from halo_forge.config.learning_rates import default_learning_rate
 from halo_forge.config.merging import implied, merged
 from halo_forge.config.schema import Config
 from halo_forge.config.settings import (
@@ -35,7 +36,7 @@ MAX_PROBLEMS = 50
 class ResolvedConfig:
     """A configuration and how it came about.
 
-    origins   every dotted key -> "default", "default for lora", "preset NAME", "FILE:LINE",
+    origins   every dotted key -> "default", "default for lora and ...", "preset NAME", "FILE:LINE",
               "environment HALO_FORGE__...", "--set" or the flag as typed
     notices   what was understood in another way than written, one sentence each
     sha256    of `config.to_dict()` as canonical JSON
@@ -140,7 +141,7 @@ def _origins(config: Config, settings: Layer, follows: Mapping[str, tuple[Any, s
 
 def _with_learning_rate(origins: dict[str, str], config: Config) -> dict[str, str]:
     if config.training.learning_rate is None:
-        origins["training.learning_rate"] = f"default for {config.training.method}"
+        origins["training.learning_rate"] = default_learning_rate(config.training.method, config.model.name)[1]
     return origins
 
 

@@ -1,4 +1,4 @@
-"""The whole configuration: nine sections, every key with its type, default, bounds and meaning.
+"""The whole configuration: ten sections, every key with its type, default, bounds and meaning.
 
 Section and key names follow the documents the tool was asked for from; other tools' names for the same thing are
 accepted through `aliases.py`. Cross-key rules stand in the section they protect. No torch, no I/O.
@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+
+from halo_forge.artifacts import Method
+from halo_forge.config.learning_rates import default_learning_rate
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -39,6 +42,11 @@ class ModelSection(Section):
     """Branch, tag or commit of the Hub repository."""
     trust_remote_code: Literal[False] = False
     """Code from a model repository is never run; `true` is refused."""
+    add_tokens: list[str] = []
+    """Strings that become one new token each wherever they stand in a text. Their embeddings start as the mean of the
+    others and are trained, under lora too."""
+    add_special_tokens: list[str] = []
+    """The same for special tokens: only the chat template writes them; in a text the string stays plain text."""
     attn_implementation: Literal["auto", "document", "sdpa", "eager"] = "auto"
     """`document` runs each packed document by itself; `auto` takes it wherever the model allows it. `sdpa` and
     `eager` use the model's own attention with a block mask: slower, for comparison."""
@@ -152,8 +160,13 @@ class DataSection(Section):
 
 
 class TrainingSection(Section):
-    method: Literal["lora", "full"] = "lora"
-    """`lora` trains low-rank adapters, `full` every weight."""
+    method: Method = "lora"
+    """`lora` trains low-rank adapters, `dora` also their magnitudes, `qlora` adapters over a base in 4 bits, `adapter`
+    bottleneck layers, `full` every weight (or those of training.trainable)."""
+    trainable: list[str] | None = None
+    """With method full: the weights that are trained, the rest stays as it is. Names and globs of modules
+    (`lm_head`, `norm`, `*_proj`), layers by number (`layers.28-29`, `layers.last_2`), or `re:` and a regular
+    expression from the start of a weight's name. Default: all."""
     num_train_epochs: Annotated[float, Field(gt=0)] = 3.0
     max_steps: PositiveInt | None = None
     """Stop after this many optimizer steps; overrides num_train_epochs."""
@@ -178,7 +191,8 @@ class TrainingSection(Section):
     """Layers with written-out gradients for Llama-like models, once they are seen to agree with transformers' own.
     Same loss and gradient up to rounding; false runs transformers' layers."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Peak rate. Default by method: 2e-4 for lora, 2e-5 for full."""
+    """Peak rate. Default by method and by the size that model.name tells, see `config show`: 5e-5 up to 3B
+    parameters, 2e-5 up to 14B (and where the name tells nothing), 1e-5 beyond; ten times that for adapters."""
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     """The schedule ends at this share of the peak."""
@@ -245,6 +259,29 @@ class LoraSection(Section):
     dropout: Fraction = 0.05
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
     """Names of the linear layers that get an adapter."""
+    exclude_modules: list[str] = []
+    """Names among target_modules that get none."""
+    layers_to_transform: list[Annotated[int, Field(ge=0)]] | None = None
+    """Numbers of the layers that get adapters, from 0. Default: all."""
+    rank_pattern: dict[str, PositiveInt] = {}
+    """Other ranks than r, by module name or a regular expression that ends in one."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Other alphas than alpha, by module name or a regular expression that ends in one."""
+    use_rslora: bool = False
+    """Scale adapters by alpha / sqrt(r) instead, which keeps high ranks (64 and more) learning (rsLoRA)."""
+    modules_to_save: list[str] = []
+    """Further modules that are trained whole and saved with the adapter, for instance `lm_head` or `embed_tokens`."""
+
+
+class AdapterSection(Section):
+    bottleneck_size: PositiveInt | None = None
+    """Width of the bottleneck. Default: hidden size / reduction_factor."""
+    reduction_factor: Annotated[float, Field(ge=1)] = 16.0
+    """Hidden size over bottleneck width, where bottleneck_size is not given."""
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    """Non-linearity between down- and up-projection."""
+    after_attention: bool = False
+    """A second adapter after the attention of each layer (Houlsby), not only after its MLP (Pfeiffer)."""
 
 
 class OutputSection(Section):
@@ -321,6 +358,7 @@ class Config(Section):
     data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()
     lora: LoraSection = LoraSection()
+    adapter: AdapterSection = AdapterSection()
     output: OutputSection = OutputSection()
     evaluation: EvaluationSection = EvaluationSection()
     gate: GateSection = GateSection()
@@ -329,10 +367,10 @@ class Config(Section):
 
     @property
     def learning_rate(self) -> float:
-        """Peak learning rate with the default by method (LoRA tolerates about ten times a full fine-tune's)."""
+        """Peak learning rate, with the default by method and model size."""
         if self.training.learning_rate is not None:
             return self.training.learning_rate
-        return 2e-4 if self.training.method == "lora" else 2e-5
+        return default_learning_rate(self.training.method, self.model.name)[0]
 
     def to_dict(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

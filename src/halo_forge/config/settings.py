@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from halo_forge.config.alias_datasets import MIXING, shares_of
+from halo_forge.config.alias_methods import FREEZE, FROZEN_TRAINABLE, METHOD_NAMES
 from halo_forge.config.alias_rules import Misfit, NotOffered, Path, Reading, is_empty
 from halo_forge.config.aliases import ADAPTER, ALIASES, AXOLOTL_MARK, TRANSFORMERS_MARK
 from halo_forge.config.given import Findings, Given, Layer, Setting, closest
@@ -35,7 +36,7 @@ def file_layer(document: Document, findings: Findings) -> Layer:
     for key, entry in document.entries().items():
         if key in SECTIONS and isinstance(entry.node.value, dict):
             givens.extend(_given_in(document, key, inner) for inner in entry.node.value.values())
-        elif key in SECTIONS:
+        elif key in SECTIONS and key not in ALIASES:
             if entry.node.value is not None:
                 given = _given_in(document, None, entry)
                 leaf = next(spec.leaf for spec in KEYS.values() if spec.section == key)
@@ -45,6 +46,7 @@ def file_layer(document: Document, findings: Findings) -> Layer:
             givens.append(_given_in(document, None, entry))
     layer = _layer(givens, findings)
     _assume_method(document, layer, findings)
+    _assume_trainable(givens, layer, findings)
     return layer
 
 
@@ -136,6 +138,8 @@ def _layer(givens: Sequence[Given], findings: Findings) -> Layer:
             earlier = layer.setdefault(setting.dotted, setting)
             if earlier is not setting and setting.given.part is not None:
                 layer[setting.dotted] = setting.joined_to(earlier)
+            elif earlier is not setting and _refined(earlier, setting) is not None:
+                layer[setting.dotted] = _refined(earlier, setting) or setting
             elif earlier is not setting and earlier.value != setting.value:
                 message = (
                     f"{given.typed} and {earlier.given.typed} ({earlier.given.shown}) both set {setting.dotted}, "
@@ -250,6 +254,21 @@ def _assume_method(document: Document, layer: Layer, findings: Findings) -> None
             f"{TRANSFORMERS_MARK} (line {line}) without use_peft or finetuning_type: "
             "training.method is not set by this file (TRL would train every weight, LLaMA-Factory adapters)"
         )
+
+
+def _refined(one: Setting, other: Setting) -> Setting | None:
+    """`adapter: lora` and `use_dora: true` in one file: other tools write a kind of LoRA as a switch beside it."""
+    if one.dotted != "training.method" or {one.value, other.value} not in ({"lora", "dora"}, {"lora", "qlora"}):
+        return None
+    return one if other.value == "lora" else other
+
+
+def _assume_trainable(givens: Sequence[Given], layer: Layer, findings: Findings) -> None:
+    """LLaMA-Factory's `finetuning_type: freeze` trains the last two layers where nothing else is said."""
+    given = next((given for given in givens if given.key in METHOD_NAMES and given.value == FREEZE), None)
+    if given is not None and "training.trainable" not in layer:
+        layer["training.trainable"] = Setting("training.trainable", list(FROZEN_TRAINABLE), given)
+        findings.notices.append(f"{given.typed} ({given.shown}) means training.trainable: {FROZEN_TRAINABLE[0]}")
 
 
 # ------------------------------------------------------------------------------------------------ refusals

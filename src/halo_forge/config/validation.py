@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
+from halo_forge.artifacts import LORA_METHODS
 from halo_forge.config.given import Findings, Layer, Setting, closest
 from halo_forge.config.keys import (
     ENTRIES,
@@ -21,6 +22,7 @@ from halo_forge.config.keys import (
     flat_values,
 )
 from halo_forge.config.merging import validates
+from halo_forge.config.method_rules import Contradiction, method_contradictions
 from halo_forge.config.schema import Config
 from halo_forge.config.snippets import clipped, readable
 from halo_forge.config.sources import ENTRY_HINTS, idle_sources, source_problems
@@ -90,8 +92,11 @@ def unused(config: Config, settings: Layer) -> list[str]:
         if keys:
             notices.append(f"{', '.join(keys)}: not used, because {why}")
 
-    if config.training.method == "full":
-        idle("lora.", "training.method is full")
+    method = config.training.method
+    if method not in LORA_METHODS:
+        idle("lora.", f"training.method is {method}")
+    if method != "adapter":
+        idle("adapter.", f"training.method is {method}")
     if not config.training.early_stopping:
         idle("training.early_stopping_", "training.early_stopping is false")
     if not config.training.packing:
@@ -261,8 +266,6 @@ def _too_large(value: Any) -> bool:
 
 # ------------------------------------------------------------------------------------------------ between keys
 
-Contradiction = tuple[tuple[str, ...], str, str | None]
-
 
 def _contradictions(config: Config, values: Mapping[str, Any]) -> Iterator[Contradiction]:
     """What no single key is wrong about: (keys involved, message, suggestion)."""
@@ -284,9 +287,7 @@ def _contradictions(config: Config, values: Mapping[str, Any]) -> Iterator[Contr
         keys = ("training.early_stopping", "data.validation_split", "data.validation_file")
         message = "training.early_stopping needs rows to validate on, and data.validation_split is 0"
         yield keys, message, "data.validation_split: 0.05"
-    if config.lora.target_modules == [] and training.method == "lora":
-        message = "lora.target_modules is an empty list: no layer would get an adapter"
-        yield ("lora.target_modules",), message, "target_modules: all-linear"
+    yield from method_contradictions(config)
     if os.path.normpath(output.dir) == os.path.normpath(config.model.name):
         message = "output.dir is the directory of the model that training starts from"
         yield ("output.dir", "model.name"), message, "give another output.dir"

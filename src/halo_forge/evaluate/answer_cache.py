@@ -26,6 +26,12 @@ DECISIVE_FILES = ("generate.py", "kv_cache.py", "heldout.py", "forward.py", "ans
 """Files of this package whose change makes kept results worthless."""
 
 
+ADAPTER_MARKS = ("lora_", "bottleneck_adapter", "trainable_tokens_delta", ".modules_to_save.")
+"""Parts of the names of weights that are switched off when the base answers."""
+WRAPPERS = (".base_layer", ".original_module", ".token_adapter")
+"""Parts that adapters put into the names of the base's own weights."""
+
+
 class AnswerCache:
     """Results of one model. Opened once per evaluation, by the holder of the run directory."""
 
@@ -100,13 +106,16 @@ def weights_fingerprint(model: torch.nn.Module, *, adapters: bool) -> str:
     """Hash over the name, shape, type and some thousand evenly spaced values of every parameter.
 
     Not a proof against forgery, which record hashes are for; it tells models apart however they were named, in a
-    fraction of a second. adapters False leaves LoRA weights out: the model as it is with its adapter off.
+    fraction of a second. adapters False leaves the weights of every kind of adapter out: the model as it is with its
+    adapter off, which is the same as the model that never had one.
     """
     digest = hashlib.sha256(str(language_model(model).config.model_type).encode())
-    for name, parameter in sorted(language_model(model).named_parameters()):
-        if "lora_" in name and not adapters:
+    for name, parameter in sorted(language_model(model).named_parameters(), key=lambda named: named[0]):
+        if not adapters and any(mark in name for mark in ADAPTER_MARKS):
             continue
-        digest.update(f"{name.replace('.base_layer', '')} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        for wrapper in WRAPPERS:
+            name = name.replace(wrapper, "")
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         values = parameter.detach().flatten()
         sample = values[:: max(1, len(values) // VALUES_PER_TENSOR)]
         digest.update(sample.float().cpu().numpy().tobytes())

@@ -2,8 +2,10 @@
 
     resolve.py     a name becomes a local directory            hub.py        the Hub and its cache
     inspection.py  is this directory safe and complete         embedded.py   the default that needs no Hub
-    load.py        tokenizer and weights into memory           adapters.py   LoRA on top
+    load.py        tokenizer and weights into memory           adapters.py   LoRA and its kinds on top
     save.py        final_model/ that anybody can load          precision.py  device, bf16 or fp32, platform rules
+    bottleneck.py  bottleneck adapters behind each layer       quantised.py  a base in 4 bits
+    partial.py     some of the model's own weights             new_tokens.py tokens and rows that the base has not
 
 `resolve`, `hub` and `inspection` import neither torch nor transformers, so that a wrong name fails in a moment; the
 names below load their module on first use.
@@ -19,6 +21,7 @@ _PUBLIC = {
     "resolve_model": "resolve",
     "load_model": "load",
     "load_tokenizer": "load",
+    "tokenizer_of": "new_tokens",
     "add_lora": "adapters",
     "base_model_view": "adapters",
     "linear_module_names": "adapters",

@@ -11,23 +11,38 @@ from typing import Literal
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from halo_forge.errors import CheckpointError, UsageError
+from halo_forge.models.bottleneck import bottleneck_off, has_bottlenecks
+from halo_forge.models.lora_options import LoraOptions, peft_arguments, whole
 from halo_forge.models.quiet import quiet_transformers
 
+Model = PreTrainedModel | PeftModel
 TargetModules = Sequence[str] | Literal["all-linear"]
 
 
+PLAIN = LoraOptions()
+
+
 def add_lora(
-    model: PreTrainedModel, *, r: int, alpha: float, dropout: float, target_modules: TargetModules, seed: int
+    model: PreTrainedModel,
+    *,
+    r: int,
+    alpha: float,
+    dropout: float,
+    target_modules: TargetModules,
+    seed: int,
+    options: LoraOptions = PLAIN,
 ) -> PeftModel:
     """Freeze `model` and put a trainable LoRA adapter, scaled by alpha / r, beside its linear layers.
 
     target_modules  `all-linear` (all but the output layer), or names: `q_proj` means every module so called
     seed            decides lora_A: U(-1/sqrt(in), 1/sqrt(in)) drawn per module from (seed, module name), so the start
                     is the same on any device and for any set of targets. lora_B is zero: the start is the base model.
+    options         what peft offers beyond that: DoRA, rsLoRA, patterns, whole modules, rows of the embeddings
     The adapter is float32 whatever the base is: updates far below bfloat16's step would vanish (TorchAO #1124).
     The global random state is left as it was. Raises UsageError for a name that matches nothing.
     """
@@ -36,12 +51,12 @@ def add_lora(
     targets = _checked_targets(model, names)
     config = LoraConfig(
         r=r,
-        # peft declares int and divides; other readers of adapter_config.json expect 32, not 32.0.
-        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,  # type: ignore[arg-type]
+        lora_alpha=whole(alpha),  # type: ignore[arg-type]
         lora_dropout=dropout,
         target_modules=targets,
         bias="none",
         task_type=TaskType.CAUSAL_LM,
+        **peft_arguments(model, targets, options),
     )
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), quiet_transformers():
@@ -49,7 +64,21 @@ def add_lora(
     for name, module in adapted.named_modules():
         if isinstance(module, LoraLayer):
             _draw_lora_a(module.lora_A["default"], f"{seed}:{name}")
+            if options.use_dora:
+                _set_magnitude(module)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:  # whole modules are in the base's type as peft leaves them
+            parameter.data = parameter.data.float()
     return adapted
+
+
+def _set_magnitude(layer: LoraLayer) -> None:
+    """The length of each row of the base weight, in float32: peft takes it in the base's type, and rounded to bfloat16
+    it would change the start, which is to be the base model."""
+    weight = dequantize_module_weight(layer.get_base_layer())  # [out, in], a Conv1D's is [in, out]
+    axis = 0 if getattr(layer, "fan_in_fan_out", False) else 1
+    magnitude = layer.lora_magnitude_vector["default"].get_parameter("weight")
+    magnitude.data = torch.linalg.norm(weight.float(), dim=axis).to(magnitude.device)
 
 
 def _draw_lora_a(layer: torch.nn.Module, key: str) -> None:
@@ -99,9 +128,13 @@ def _checked_targets(model: PreTrainedModel, target_modules: Sequence[str]) -> l
 
 
 @contextmanager
-def base_model_view(model: PeftModel) -> Iterator[PeftModel]:
+def base_model_view(model: Model) -> Iterator[Model]:
     """Inside, the model answers as its base does: the adapter is switched off. Afterwards it is as it was, including
     what is trainable. Raises TypeError for a model without an adapter: its base weights are gone."""
+    if has_bottlenecks(model):
+        with bottleneck_off(model):
+            yield model
+        return
     if not isinstance(model, PeftModel):
         raise TypeError("only a model with an adapter still holds its base model; load the base separately")
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from halo_forge.errors import ModelNotFound, OutOfMemory
 from halo_forge.models import inspection
+from halo_forge.models.quantised import keep_weights_as_loaded, nf4_config
 from halo_forge.models.quiet import quiet_transformers
 from halo_forge.models.resolve import resolve_model
 from halo_forge.runs import Notify, silent
@@ -72,17 +73,21 @@ def load_model(
     device: torch.device | str = "cpu",
     revision: str | None = None,
     attn_implementation: str = "eager",
+    in_4_bits: bool = False,
     notify: Notify = silent,
 ) -> PreTrainedModel:
     """A causal language model with its weights in `dtype` on `device`, in eval mode.
 
     attn_implementation  a name registered in transformers' attention interface
+    in_4_bits            linear layers (but the output) as nf4, through bitsandbytes; all other weights in `dtype`
     Raises ModelNotFound when weights are missing, of another shape or not finite; OutOfMemory when they do not fit.
     """
     directory = resolve_model(name, revision, notify=notify)
     _check_architecture(directory)
     device = torch.device(device)
     placement: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
+    if in_4_bits:
+        placement["quantization_config"] = nf4_config(dtype)
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -107,6 +112,7 @@ def load_model(
     model: PreTrainedModel = loaded[0]  # in eval mode, as from_pretrained leaves it
     _check_report(loaded[1], directory, notify)
     _check_finite(model, directory)
+    keep_weights_as_loaded(model)
     return model
 
 

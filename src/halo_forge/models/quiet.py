@@ -50,3 +50,10 @@ def quiet_transformers() -> Iterator[None]:
             yield
     finally:
         set_tqdm_hook(before)
+
+
+@contextmanager
+def quiet_bitsandbytes() -> Iterator[None]:
+    """Its import tells which optional kernels are missing."""
+    with _level("bitsandbytes", logging.ERROR):
+        yield

@@ -1,6 +1,7 @@
 """final_model/: what a run leaves behind, loadable by plain transformers and peft without halo-forge.
 
     adapter:  adapter_config.json  adapter_model.safetensors      full:  config.json  model.safetensors
+              (bottlenecks: bottleneck_config.json  bottleneck.safetensors, which load_trained alone reads)
     both:     generation_config.json  tokenizer.json  tokenizer_config.json  chat_template.jinja  tokenizer/ (the same)
 
 Written beside its place, read back and compared tensor by tensor, and only then moved there.
@@ -25,9 +26,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from halo_forge.errors import CheckpointError, ModelNotFound, TrainingError
+from halo_forge.errors import CheckpointError, ModelNotFound, TrainingError, UsageError
 from halo_forge.models import inspection
+from halo_forge.models.bottleneck import (
+    BOTTLENECK_CONFIG,
+    BOTTLENECK_WEIGHTS,
+    attach_bottlenecks,
+    has_bottlenecks,
+    save_bottlenecks,
+)
 from halo_forge.models.load import load_model
+from halo_forge.models.new_tokens import add_rows
 from halo_forge.models.quiet import quiet_transformers
 from halo_forge.models.resolve import resolve_model
 from halo_forge.runs import Notify, fsync_directory, sha256_tree, silent, write_json
@@ -59,6 +68,8 @@ def save_final(
     with _staged(directory) as staging:
         if isinstance(model, PeftModel):
             written = _write_adapter(model, staging, base)
+        elif has_bottlenecks(model):
+            written = save_bottlenecks(model, staging, base_reference(base))
         else:
             written = _write_model(model, staging, base, dtype or stored_dtype(base))
         _write_tokenizer(tokenizer, staging)
@@ -97,10 +108,13 @@ def _staged(directory: Path) -> Iterator[Path]:
 
 
 def _write_adapter(model: PeftModel, directory: Path, base: Path) -> dict[str, torch.Tensor]:
-    tensors = {
-        name: tensor.detach().to("cpu").contiguous()
-        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
-    }
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items():
+        plain = tensor.detach().to("cpu").contiguous()
+        # Tied modules trained whole are one storage: peft reads both names, safetensors writes no storage twice.
+        tensors[name] = plain.clone() if plain.data_ptr() in seen else plain
+        seen.add(plain.data_ptr())
     save_file(tensors, directory / inspection.ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config: PeftConfig = deepcopy(model.peft_config[model.active_adapter])
     config.base_model_name_or_path, config.revision = base_reference(base)
@@ -109,7 +123,9 @@ def _write_adapter(model: PeftModel, directory: Path, base: Path) -> dict[str, t
     # peft writes the set of target names in the order of this process's hash seed.
     path = directory / inspection.ADAPTER_CONFIG
     values = inspection.read_json_object(path)
-    values["target_modules"] = sorted(values["target_modules"])
+    for name in ("target_modules", "modules_to_save", "exclude_modules"):
+        if isinstance(values.get(name), list):
+            values[name] = sorted(values[name])
     write_json(path, values)
     return tensors
 
@@ -185,8 +201,8 @@ def _generation_config(base: Path, tokenizer: PreTrainedTokenizerBase, stop_toke
 
 def _verify(directory: Path, written: Mapping[str, torch.Tensor], tokenizer: PreTrainedTokenizerBase) -> None:
     """Read everything back. An empty adapter file (transformers #41416) or a lost weight is found here."""
-    is_adapter = (directory / inspection.ADAPTER_CONFIG).is_file()
-    files = [directory / inspection.ADAPTER_WEIGHTS] if is_adapter else inspection.weight_files(directory)
+    adapters = [directory / name for name in (inspection.ADAPTER_WEIGHTS, BOTTLENECK_WEIGHTS)]
+    files = [path for path in adapters if path.is_file()] or inspection.weight_files(directory)
     found = 0
     for path in files:
         with safe_open(path, framework="pt") as file:
@@ -228,34 +244,37 @@ def load_trained(
     Raises ModelNotFound when the base model of an adapter is not there, CheckpointError when the adapter does not fit.
     """
     directory = Path(directory)
-    if not (directory / inspection.ADAPTER_CONFIG).is_file():
+    config_name = next((n for n in (inspection.ADAPTER_CONFIG, BOTTLENECK_CONFIG) if (directory / n).is_file()), None)
+    if config_name is None:
         return load_model(
             str(directory), dtype=dtype, device=device, attn_implementation=attn_implementation, notify=notify
         )
-    name, revision = _base_of(directory)
+    name, revision = _base_of(directory / config_name)
     base = load_model(
         name, revision=revision, dtype=dtype, device=device, attn_implementation=attn_implementation, notify=notify
     )
-    return attach_adapter(base, directory)
+    return attach_bottlenecks(base, directory) if config_name == BOTTLENECK_CONFIG else attach_adapter(base, directory)
 
 
-def _base_of(directory: Path) -> tuple[str, str | None]:
-    inspection.refuse_code_keys(directory / inspection.ADAPTER_CONFIG)
-    config = inspection.read_json_object(directory / inspection.ADAPTER_CONFIG)
+def _base_of(path: Path) -> tuple[str, str | None]:
+    inspection.refuse_code_keys(path)
+    config = inspection.read_json_object(path)
     name = config.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise ModelNotFound(
-            "the adapter does not say which model it belongs to", where=str(directory / inspection.ADAPTER_CONFIG),
+            "the adapter does not say which model it belongs to", where=str(path),
             expected="base_model_name_or_path",
         )  # fmt: skip
     return name, config.get("revision")
 
 
 def attach_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
-    """Put a saved adapter on `base` (frozen, eval mode). Raises CheckpointError if it does not fit or is not whole."""
+    """Put a saved adapter on `base` (frozen, eval mode); new tokens that it trained get their rows in `base` first.
+    Raises CheckpointError if it does not fit or is not whole."""
     path = Path(directory) / inspection.ADAPTER_WEIGHTS
     if not path.is_file():
         raise CheckpointError(f"no {path.name} here", where=str(directory), expected="a saved adapter in safetensors")
+    add_rows(base, _token_ids(Path(directory)))
     try:
         with safe_open(path, framework="pt") as file:
             stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -276,12 +295,27 @@ def attach_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
     return model.eval()
 
 
+def _token_ids(directory: Path) -> list[int]:
+    """Rows of the embeddings that an adapter was given for new tokens."""
+    indices = inspection.read_json_object(directory / inspection.ADAPTER_CONFIG).get("trainable_token_indices")
+    rows = next(iter(indices.values()), []) if isinstance(indices, dict) else indices or []
+    return [int(row) for row in rows]
+
+
 def merge_adapter(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
     """`base` with the adapter of `directory` folded into its weights.
 
     Computed in float32, because folding into bfloat16 weights rounds small updates away (peft #2321); raises
-    ValueError when `base` is not loaded in float32.
+    ValueError when `base` is not loaded in float32. An adapter that was trained over 4 bits is folded into the
+    unquantised base, and answers then as it does over that one.
+    Raises UsageError for bottleneck adapters, which no weights of the base can stand for.
     """
+    if (Path(directory) / BOTTLENECK_CONFIG).is_file():
+        raise UsageError(
+            "bottleneck adapters cannot be merged: their non-linearity has no place in the base model's weights",
+            where=str(directory),
+            fix="load base and adapter together with halo_forge.models.load_trained, or train with method lora",
+        )
     if base.dtype != torch.float32:
         raise ValueError(f"merge into a float32 base, not {base.dtype}")
     merged: PreTrainedModel = attach_adapter(base, directory).merge_and_unload(safe_merge=True)

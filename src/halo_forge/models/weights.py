@@ -10,16 +10,20 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from halo_forge.errors import CheckpointError
+from halo_forge.models.bottleneck import has_bottlenecks, load_bottlenecks, save_bottlenecks
 
 ADAPTER_FILE = "adapter_model.safetensors"
 FULL_FILE = "model.safetensors"
 
 
 def save_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
-    """Adapter files of a PeftModel, or the whole model in the dtype it is trained in, unsharded."""
+    """The adapters of a model that has some, or the whole model in the dtype it is trained in, unsharded."""
     if isinstance(model, PeftModel):
-        model.save_pretrained(directory, safe_serialization=True)
+        # Never the embeddings for having grown: their new rows are among the adapter's weights.
+        model.save_pretrained(directory, safe_serialization=True, save_embedding_layers=False)
         (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card; ours comes with the release
+    elif has_bottlenecks(model):
+        save_bottlenecks(model, directory, (model.config.name_or_path, None))
     else:
         model.save_pretrained(directory, max_shard_size="1000GB")
 
@@ -28,9 +32,11 @@ def load_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
     """Put saved weights into the model in place. Every trainable tensor must be there, or CheckpointError."""
     if isinstance(model, PeftModel):
         tensors = load_file(directory / ADAPTER_FILE)
-        expected = set(get_peft_model_state_dict(model))
+        expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
         _require_same_names(set(tensors), expected, directory)
         set_peft_model_state_dict(model, tensors)
+    elif has_bottlenecks(model):
+        load_bottlenecks(model, directory)
     else:
         tensors = load_file(directory / FULL_FILE)
         missing, unexpected = model.load_state_dict(tensors, strict=False)

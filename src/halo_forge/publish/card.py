@@ -11,7 +11,16 @@ from pathlib import Path
 
 import yaml
 
-from halo_forge.artifacts import EvalReport, GateDecision, Measurement, PreparedData, TrainedModel
+from halo_forge.artifacts import (
+    LORA_METHODS,
+    EvalReport,
+    GateDecision,
+    Measurement,
+    Method,
+    PreparedData,
+    TrainedModel,
+)
+from halo_forge.config.method_words import method_words
 from halo_forge.config.schema import Config
 from halo_forge.publish.weights import WeightFacts
 
@@ -26,6 +35,30 @@ MASK_POLICY = {
     "assistant": "every assistant turn, with the token that ends it; prompts are not trained",
     "last_assistant": "the last assistant turn of each conversation; everything before it is context",
     "all": "every token after the first, prompts included",
+}
+
+
+KINDS: dict[Method, str] = {
+    "lora": "LoRA adapter for",
+    "dora": "DoRA adapter for",
+    "qlora": "QLoRA adapter for",
+    "adapter": "Bottleneck adapters for",
+    "full": "Full fine-tune of",
+}
+# library -> (imports, lines that load the model)
+LOADING: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "peft": (
+        ("from peft import AutoPeftModelForCausalLM", "from transformers import AutoTokenizer"),
+        ("model = AutoPeftModelForCausalLM.from_pretrained(path)",),
+    ),
+    "transformers": (
+        ("from transformers import AutoModelForCausalLM, AutoTokenizer",),
+        ("model = AutoModelForCausalLM.from_pretrained(path)",),
+    ),
+    "halo-forge": (
+        ("import torch", "from halo_forge.models import load_trained", "from transformers import AutoTokenizer"),
+        ("model = load_trained(path, dtype=torch.float32)",),
+    ),
 }
 
 
@@ -56,15 +89,21 @@ def escape(text: object) -> str:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    is_adapter = facts.trained.method == "lora"
+    method = facts.trained.method
     fields = {
         "base_model": facts.trained.model_name,
-        "library_name": "peft" if is_adapter else "transformers",
+        "library_name": _library(method),
         "license": (_licence(facts.trained.model_name) or "other").lower(),
         "pipeline_tag": "text-generation",
-        "tags": ["halo-forge", "sft", "lora" if is_adapter else "full"],
+        "tags": ["halo-forge", "sft", method],
     }
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).strip()}\n---"
+
+
+def _library(method: Method) -> str:
+    if method in LORA_METHODS:
+        return "peft"
+    return "halo-forge" if method == "adapter" else "transformers"
 
 
 def _licence(model_name: str) -> str | None:
@@ -73,12 +112,22 @@ def _licence(model_name: str) -> str | None:
 
 def _head(facts: CardFacts) -> str:
     trained = facts.trained
-    kind = "LoRA adapter for" if trained.method == "lora" else "Full fine-tune of"
+    kind = KINDS[trained.method]
     lines = [
         f"# {escape(facts.name)} v{facts.version}",
         f"{kind} **{escape(trained.model_name)}**. "
         f"Quality gate: **{facts.decision.verdict}**. Weights sha256 `{facts.decision.weights_sha256[:16]}`.",
     ]
+    if trained.method == "adapter":
+        lines.append(
+            "Bottleneck adapters cannot be merged into the base model: their non-linearity stands between its weights. "
+            "This version is the adapter alone, and halo-forge is needed to load it."
+        )
+    if trained.method == "qlora":
+        lines.append(
+            "Trained and evaluated over the base model in 4 bits (nf4), which is how it is loaded below. It may be "
+            "merged into the unquantised base; how that answers was not measured here."
+        )
     if facts.forced:
         lines.append(
             f"> **Published by force.** The quality gate did not pass: its verdict is {facts.decision.verdict}. "
@@ -88,18 +137,20 @@ def _head(facts: CardFacts) -> str:
 
 
 def _loading(facts: CardFacts) -> str:
-    kind = "AutoPeftModelForCausalLM" if facts.trained.method == "lora" else "AutoModelForCausalLM"
-    package = "peft" if facts.trained.method == "lora" else "transformers"
-    imports = (
-        ["from transformers import AutoTokenizer", f"from {package} import {kind}"]
-        if package != "transformers"
-        else [f"from transformers import {kind}, AutoTokenizer"]
-    )
+    imports, load = LOADING[_library(facts.trained.method)]
+    if facts.trained.method == "qlora":
+        imports = (imports[0], "from transformers import AutoTokenizer, BitsAndBytesConfig")
+        load = (
+            "base = BitsAndBytesConfig(",
+            '    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True',
+            ")",
+            "model = AutoPeftModelForCausalLM.from_pretrained(path, quantization_config=base)",
+        )
     code = [
-        *sorted(imports),
+        *imports,
         "",
         'path = "."  # the directory of this file',
-        f"model = {kind}.from_pretrained(path)",
+        *load,
         "tokenizer = AutoTokenizer.from_pretrained(path)",
         'messages = [{"role": "user", "content": "..."}]',
         "inputs = tokenizer.apply_chat_template(",
@@ -137,7 +188,7 @@ def _training(facts: CardFacts) -> str:
     trained, config = facts.trained, facts.config
     share = trained.num_trainable_parameters / max(trained.num_parameters, 1)
     rows = {
-        "method": f"LoRA, r {config.lora.r}, alpha {config.lora.alpha:g}" if trained.method == "lora" else "full",
+        "method": method_words(config, trained.method),
         "trained parameters": f"{trained.num_trainable_parameters:,} of {trained.num_parameters:,} ({share:.2%})",
         "peak learning rate": f"{config.learning_rate:g}, {config.training.lr_scheduler}",
         "steps, epochs": f"{trained.num_steps:,}, {trained.num_epochs:g} ({trained.stop_reason}); "

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
+from pydantic import ValidationError
 
 from halo_forge.artifacts import Comparison, PreparedData, RuleResult
+from halo_forge.config.method_words import method_words
+from halo_forge.config.schema import Config
 from halo_forge.report.answers import DECISIVE_METRICS
 from halo_forge.report.read_run import MaskSample, RunFiles
 from halo_forge.report.row_totals import data_verdict, data_warnings
@@ -278,9 +281,11 @@ def training_facts(files: RunFiles) -> tuple[tuple[str, str], ...]:
     trained = files.trained
     if trained is None:
         return ()
-    is_lora = trained.method == "lora"
-    lora, training = _config_section(files, "lora"), _config_section(files, "training")
-    method = f"LoRA, rank {lora['r']}, alpha {lora['alpha']:g}" if is_lora and lora else trained.method
+    training = _config_section(files, "training")
+    try:
+        method = method_words(Config.model_validate(files.info.get("config")), trained.method)
+    except ValidationError:  # of another version of the tool, or of nobody
+        method = trained.method
     per_step = training.get("per_device_train_batch_size", 0) * training.get("gradient_accumulation_steps", 0)
     best = number(trained.best_validation_loss, 4)
     facts = [

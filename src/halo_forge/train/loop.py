@@ -275,7 +275,10 @@ def update_pointers(session: Session, state: TrainState) -> None:
 def require_free_space(session: Session) -> None:
     """Raise ENOSPC before anything is written if the checkpoint cannot fit: weights and two moments in float32."""
     num_trainable = sum(parameter.numel() for parameter in session.parameter_names)
-    needed = num_trainable * 4 * 3 + 16_000_000
+    num_saved = num_trainable
+    if session.config.training.method == "full":  # frozen weights are saved, too
+        num_saved = sum(parameter.numel() for parameter in session.model.parameters())
+    needed = (num_trainable * 2 + num_saved) * 4 + 16_000_000
     free = shutil.disk_usage(session.directory).free
     if free < needed:
         words = f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free"

@@ -68,7 +68,6 @@ def model_objective(
     def nll(batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         asked, base_logits = softening if torch.is_grad_enabled() else NOTHING, None
         if asked.kl_to_base:
-            assert isinstance(model, PeftModel)  # held by the configuration
             with torch.no_grad(), base_model_view(model):
                 base_logits = logits_of(batch)
         logits = logits_of(batch)

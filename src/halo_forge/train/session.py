@@ -14,11 +14,10 @@ import torch.distributed as dist
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from halo_forge.artifacts import PreparedData
+from halo_forge.artifacts import LORA_METHODS, PreparedData
 from halo_forge.chat import Example, read_examples
 from halo_forge.config.schema import Config
 from halo_forge.errors import ConfigError, ConfigProblem, TrainingError
-from halo_forge.models import add_lora, load_model
 from halo_forge.models.compute import Compute
 from halo_forge.models.fast.decoder import FastDecoder, NotCovered
 from halo_forge.models.fast.head import Softening
@@ -27,6 +26,7 @@ from halo_forge.runs import Notify, sha256_json
 from halo_forge.train.attention import DOCUMENT_ATTENTION, set_training_attention
 from halo_forge.train.batches import Batch, Examples, StepOrder, examples_to_batch, pack_by_tokens, step_batches
 from halo_forge.train.loss import Objective, autocast, fast_objective, model_objective
+from halo_forge.train.methods import load_training_model
 from halo_forge.train.neftune import with_noise
 from halo_forge.train.optimizer import Schedule, make_optimizer, make_schedule
 from halo_forge.train.source_losses import LossCounter, LossSums
@@ -180,7 +180,7 @@ def open_session(
             ]
         )
     order = step_order(config, len(train), processes.count)
-    model = load_training_model(config, compute)
+    model = load_training_model(config, compute, tokenizer, notify)
     probe = examples_to_batch([_first_tokens(train[i % len(train)], 16 - 5 * i) for i in range(2)])
     objective, attention = choose_objective(model, config, compute, probe.to(compute.device), notify)
     if training.neftune_alpha is not None:
@@ -253,30 +253,6 @@ def drops_anything(model: torch.nn.Module) -> bool:
     return attention > 0 or any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
 
 
-def load_training_model(config: Config, compute: Compute) -> PreTrainedModel | PeftModel:
-    """Full: float32 masters, computed under autocast. LoRA: a frozen base in the compute type, float32 adapters."""
-    is_lora = config.training.method == "lora"
-    half = is_lora and compute.precision == "bfloat16"
-    model = load_model(
-        config.model.name,
-        dtype=torch.bfloat16 if half else torch.float32,
-        device=compute.device,
-        revision=config.model.revision,
-    )
-    model.config.use_cache = False
-    if not is_lora:
-        return model
-    lora = config.lora
-    return add_lora(
-        model,
-        r=lora.r,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        seed=config.training.seed,
-    )
-
-
 def recompute_activations(model: PreTrainedModel | PeftModel) -> None:
     """Without re-entrance: frozen embeddings then need no gradient of their own, and random numbers are replayed."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -303,7 +279,8 @@ def training_fingerprint(config: Config, prepared: PreparedData, compute: Comput
             "model": config.model.model_dump(mode="json"),
             "training": config.training.model_dump(mode="json"),
             "learning_rate": config.learning_rate,
-            "lora": config.lora.model_dump(mode="json") if config.training.method == "lora" else None,
+            "lora": config.lora.model_dump(mode="json") if config.training.method in LORA_METHODS else None,
+            "adapter": config.adapter.model_dump(mode="json") if config.training.method == "adapter" else None,
             "precision": compute.precision,
             "device": compute.device.type,
             "processes": processes.count,

@@ -17,6 +17,7 @@ from halo_forge.config.schema import Config
 from halo_forge.errors import UsageError
 from halo_forge.models import save_final, weights_sha256
 from halo_forge.models.compute import Compute
+from halo_forge.models.quantised import num_parameters
 from halo_forge.models.weights import load_weights
 from halo_forge.runs import (
     Notify,
@@ -71,7 +72,7 @@ def train(
             "num_examples": session.order.num_examples,
             "examples_per_step": session.order.examples_per_step,
             "num_trainable": sum(p.numel() for p in session.parameter_names),
-            "num_parameters": sum(p.numel() for p in session.model.parameters()),
+            "num_parameters": num_parameters(session.model),
             "precision": compute.precision,
             "device": str(compute.device),
             "attention": session.attention,
@@ -173,7 +174,7 @@ def make_record(
         num_tokens=state.num_tokens,
         num_supervised_tokens=state.num_supervised_tokens,
         num_trainable_parameters=sum(p.numel() for p in session.parameter_names),
-        num_parameters=sum(p.numel() for p in session.model.parameters()),
+        num_parameters=num_parameters(session.model),
         train_loss=sum(log) / len(log) if log else float("nan"),
         validation_loss=state.last_validation_loss,
         best_validation_loss=state.best_validation_loss,

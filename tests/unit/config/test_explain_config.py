@@ -34,7 +34,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "data.validation_split": shares,
     "data.holdout_split": shares,
     "data.system_prompt": st.none() | st.text(),
-    "training.method": st.sampled_from(["lora", "full"]),
+    "training.method": st.sampled_from(["lora", "dora", "qlora", "adapter", "full"]),
     "training.learning_rate": st.none() | st.floats(min_value=1e-300, max_value=1),
     "training.num_train_epochs": st.floats(min_value=1e-3, max_value=1e6) | st.integers(min_value=1, max_value=99),
     "training.max_steps": st.none() | st.integers(min_value=1, max_value=2**63 - 1),
@@ -43,6 +43,9 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "training.adam_epsilon": st.floats(min_value=1e-30, max_value=1e30),
     "training.early_stopping_patience": st.integers(min_value=1, max_value=50),
     "lora.target_modules": st.just("all-linear") | st.lists(names, min_size=1, max_size=4),
+    "lora.rank_pattern": st.dictionaries(st.sampled_from(["q_proj", "layers.1.q_proj"]), st.integers(1, 64)),
+    "lora.layers_to_transform": st.none() | st.lists(st.integers(0, 40), min_size=1, max_size=3),
+    "adapter.bottleneck_size": st.none() | st.integers(min_value=1, max_value=999),
     "lora.alpha": st.floats(min_value=0.1, max_value=1e5) | st.integers(min_value=1, max_value=999),
     "output.final": st.sampled_from(["best_val", "latest"]),
     "gate.rules": st.lists(
@@ -96,7 +99,7 @@ def test_every_key_is_explained_once_in_order() -> None:
     shown = {key: (value, origin) for key, value, origin in rows}
     assert shown["training.seed"] == ("7", "--set")
     assert shown["data.train_file"] == ("[a, b]", "--set")
-    assert shown["training.learning_rate"] == ("0.0002", "default for lora")
+    assert shown["training.learning_rate"] == ("0.0005", "default for lora up to 3B; model.name says 135M")
     for key, value, _ in rows:
         section, leaf = key.split(".")
         if key not in ("training.learning_rate", "gate.rules"):

@@ -38,7 +38,7 @@ def test_without_any_source_everything_is_default() -> None:
     resolved = load()
     assert resolved.config == Config()
     assert set(resolved.origins) == set(KEYS)
-    assert set(resolved.origins.values()) == {"default", "default for lora"}
+    assert set(resolved.origins.values()) == {"default", "default for lora up to 3B; model.name says 135M"}
     assert resolved.notices == ()
     assert resolved.sha256 == sha256_json(resolved.config.to_dict())
 
@@ -157,11 +157,22 @@ def test_without_validation_rows_the_latest_weights_are_final() -> None:
     assert "final_model/ holds the latest weights" in told.notices[0]
 
 
-def test_the_default_rate_follows_the_method() -> None:
-    for method, rate in (("lora", 2e-4), ("full", 2e-5)):
-        resolved = load(overrides=[f"training.method={method}"])
-        assert resolved.config.learning_rate == rate
-        assert resolved.origins["training.learning_rate"] == f"default for {method}"
+@pytest.mark.parametrize(
+    ("name", "full_rate", "why"),
+    [
+        ("smollm2-135m-instruct", 5e-5, "up to 3B; model.name says 135M"),
+        ("meta-llama/Llama-3.2-3B-Instruct", 5e-5, "up to 3B; model.name says 3B"),
+        ("Qwen/Qwen2.5-Coder-7B", 2e-5, "up to 14B; model.name says 7B"),
+        ("models/Qwen_Qwen3-30B-A3B/", 1e-5, "above 14B; model.name says 30B"),
+        ("mistralai/Mixtral-8x7B-v0.1", 1e-5, "above 14B; model.name says 56B"),
+        ("my/model-4bit-v2", 2e-5, "as for 7B; model.name tells no size"),
+    ],
+)
+def test_the_default_rate_follows_method_and_size(name: str, full_rate: float, why: str) -> None:
+    for method, factor in (("lora", 10), ("dora", 10), ("qlora", 10), ("adapter", 10), ("full", 1)):
+        resolved = load(overrides=[f"training.method={method}", f"model.name={name}"])
+        assert resolved.config.learning_rate == pytest.approx(full_rate * factor, rel=1e-12)
+        assert resolved.origins["training.learning_rate"] == f"default for {method} {why}"
     assert load(overrides=["training.learning_rate=1e-3"]).origins["training.learning_rate"] == "--set"
 
 
@@ -188,7 +199,7 @@ def test_json_files_are_accepted(tmp_path: Path) -> None:
 def test_a_configuration_built_in_python_can_be_shown() -> None:
     resolved = ResolvedConfig.of(Config(data=DataSection(max_samples=3), training=TrainingSection(method="full")))
     assert resolved.origins["data.max_samples"] == "set in code"
-    assert resolved.origins["training.learning_rate"] == "default for full"
+    assert resolved.origins["training.learning_rate"] == "default for full up to 3B; model.name says 135M"
     assert resolved.origins["training.seed"] == "default"
     assert resolved.sha256 == sha256_json(resolved.config.to_dict())
 

@@ -46,7 +46,7 @@ class Projection:
 
     layers: tuple[nn.Linear | LoraLayer, ...]
     joint: torch.Tensor
-    bias: torch.Tensor | None
+    biases: tuple[nn.Parameter, ...]
     masters: tuple[nn.Parameter, ...]
     adapters: tuple[torch.Tensor, ...]
     scales: tuple[float, ...]
@@ -68,9 +68,9 @@ class Projection:
         if any(bias is None for bias in biases) and any(bias is not None for bias in biases):
             raise NotCovered("some of the projections of one input have a bias and some do not")
         joint = _joint_weight(weights, dtype)
-        bias = torch.cat(biases) if biases[0] is not None else None
         masters = tuple(weights) if all(trained) else ()
-        return Projection(tuple(layers), joint, bias, masters, adapters, scales, dropout)
+        kept = tuple(bias for bias in biases if bias is not None)
+        return Projection(tuple(layers), joint, kept, masters, adapters, scales, dropout)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -79,9 +79,10 @@ class Projection:
             _copy_rows(self.joint, self.masters)
 
     def __call__(self, x: torch.Tensor, with_adapters: bool = True) -> torch.Tensor:
+        bias = torch.cat(self.biases) if self.biases else None
         if self.adapters and with_adapters:
-            return LoraLinear.apply(x, self.joint, self.bias, self.scales, self.dropout, *self.adapters)
-        return JointLinear.apply(x, self.joint, self.bias, *self.masters)
+            return LoraLinear.apply(x, self.joint, bias, self.scales, self.dropout, *self.adapters)
+        return JointLinear.apply(x, self.joint, bias, *self.masters)
 
 
 def _copy_rows(joint: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
@@ -281,7 +282,12 @@ class FastDecoder:
 
 
 def _check_kind(inner: Any, config: Any) -> None:
-    for layer in getattr(inner, "layers", ()):
+    if not getattr(inner, "layers", None):
+        raise NotCovered("it has no decoder layers")
+    hooked = [module for module in inner.layers.modules() if module._forward_hooks or module._forward_pre_hooks]
+    if hooked:
+        raise NotCovered(f"something hangs on its {type(hooked[0]).__name__}")
+    for layer in inner.layers:
         for name, wanted in _PARTS.items():
             part = layer if name == "layer" else getattr(layer, name, None)
             found = {child for child, _ in part.named_children()} if part is not None else set()
@@ -289,8 +295,6 @@ def _check_kind(inner: Any, config: Any) -> None:
                 raise NotCovered(f"{type(layer).__name__} is not made of the parts of a Llama layer")
         if type(layer.input_layernorm).__name__ not in _NORM_NAMES:
             raise NotCovered(f"its norm is a {type(layer.input_layernorm).__name__}")
-    if not getattr(inner, "layers", None):
-        raise NotCovered("it has no decoder layers")
     if getattr(config, "hidden_act", None) not in ("silu", "swish"):
         raise NotCovered(f"its activation is {getattr(config, 'hidden_act', None)}")
     if getattr(config, "attention_dropout", 0.0):
