@@ -34,7 +34,7 @@ from halo_forge.models.fast import head as head_module
 from halo_forge.models.fast import ops
 from halo_forge.models.fast.attention import BlockAttention, RotaryAttention, attention_blocks, document_blocks
 from halo_forge.models.fast.decoder import FastDecoder, NotCovered
-from halo_forge.models.fast.head import HeadNll, Softening
+from halo_forge.models.fast.head import HeadNll, Softening, Targets
 from halo_forge.models.quiet import quiet_transformers
 from halo_forge.train.batches import Batch, examples_to_batch, step_batches
 from halo_forge.train.loss import LogitsNll, fast_objective, model_objective
@@ -388,9 +388,9 @@ def test_head_and_logits_give_the_gradient_of_cross_entropy(chunk_bytes: int, mo
         nll = torch.nn.functional.cross_entropy((hidden @ master.T)[rows], targets, reduction="none")
         return 3 * (nll * weights).sum()
 
-    loss, each = HeadNll.apply(hidden, master.detach(), master, rows, targets, weights)
-    alone, _ = HeadNll.apply(hidden.detach(), master.detach(), None, rows, targets, weights, False)
-    logits_loss, logits_each = LogitsNll.apply(hidden @ master.T, rows, targets, weights)
+    loss, each = HeadNll.apply(hidden, master.detach(), master, Targets(rows, targets, weights))
+    alone, _ = HeadNll.apply(hidden.detach(), master.detach(), None, Targets(rows, targets, weights), False)
+    logits_loss, logits_each = LogitsNll.apply(hidden @ master.T, Targets(rows, targets, weights))
     reference_loss = expected(hidden, master)
     wanted = torch.autograd.grad(reference_loss, (hidden, master))
     for total in (3 * loss, 3 * logits_loss):
@@ -408,7 +408,7 @@ def test_label_smoothing_is_that_of_torch_and_of_transformers() -> None:
     rows, targets = torch.arange(5), torch.randint(20, (5,), generator=torch.Generator().manual_seed(0))
     weights = torch.rand(5, dtype=torch.float64)
     softening = Softening(label_smoothing=0.1)
-    loss, each = HeadNll.apply(hidden, master.detach(), master, rows, targets, weights, True, softening)
+    loss, each = HeadNll.apply(hidden, master.detach(), master, Targets(rows, targets, weights), True, softening)
     cross_entropy = torch.nn.functional.cross_entropy
     logits = hidden @ master.T
     expected = (cross_entropy(logits, targets, reduction="none", label_smoothing=0.1) * weights).sum()
@@ -425,7 +425,7 @@ def test_kl_to_the_base_has_the_gradient_of_the_divergence() -> None:
     rows, targets = torch.tensor([0, 1, 1, 4]), torch.tensor([3, 5, 6, 7])
     weights = torch.rand(4, dtype=torch.float64)
     softening = Softening(label_smoothing=0.2, kl_to_base=0.7)
-    loss, _ = HeadNll.apply(hidden, master.detach(), master, rows, targets, weights, True, softening, base)
+    loss, _ = HeadNll.apply(hidden, master.detach(), master, Targets(rows, targets, weights), True, softening, base)
     logits, base_logits = (hidden @ master.T)[rows], (base @ master.detach().T)[rows]
     nll = torch.nn.functional.cross_entropy(logits, targets, reduction="none", label_smoothing=0.2)
     divergence = torch.nn.functional.kl_div(

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from halo_forge.models.adapters import base_model_view
 from halo_forge.models.fast.decoder import FastDecoder
-from halo_forge.models.fast.head import NOTHING, Softening, logits_to_gradient
+from halo_forge.models.fast.head import NOTHING, Softening, Targets, logits_to_gradient
 from halo_forge.train.attention import forward_inputs
 from halo_forge.train.batches import Batch
 
@@ -43,7 +43,8 @@ def fast_objective(
         positions, rows = _all_positions(batch) if not supervised_logits_only else (batch.positions, batch.rows)
         ids, places = batch.input_ids[0], batch.position_ids[0]
         asked = softening if torch.is_grad_enabled() else NOTHING
-        return decoder.nll(ids, places, batch.blocks, positions, rows, batch.targets, weights, asked)
+        targets = Targets(rows, batch.targets, weights)
+        return decoder.nll(ids, places, batch.blocks, positions, targets, asked)
 
     return Objective(nll, decoder.refresh)
 
@@ -71,7 +72,7 @@ def model_objective(
             with torch.no_grad(), base_model_view(model):
                 base_logits = logits_of(batch)
         logits = logits_of(batch)
-        return LogitsNll.apply(logits, batch.rows, batch.targets, weights, asked, base_logits)  # type: ignore[no-any-return]
+        return LogitsNll.apply(logits, Targets(batch.rows, batch.targets, weights), asked, base_logits)  # type: ignore[no-any-return]
 
     return Objective(nll)
 
@@ -92,15 +93,13 @@ class LogitsNll(torch.autograd.Function):
     def forward(
         ctx: Any,
         logits: torch.Tensor,
-        rows: torch.Tensor,
-        targets: torch.Tensor,
-        weights: torch.Tensor,
+        targets: Targets,
         softening: Softening = NOTHING,
         base_logits: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         gradient = logits.detach().clone()
         wide = torch.promote_types(logits.dtype, torch.float32)
-        loss, nll = logits_to_gradient(gradient, rows, targets, weights.to(wide), softening, base_logits)
+        loss, nll = logits_to_gradient(gradient, targets.of_type(wide), softening, base_logits)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(nll)
         return loss, nll
@@ -108,4 +107,4 @@ class LogitsNll(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), *[None] * 5
+        return gradient * upstream.to(gradient.dtype), *[None] * 3

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from halo_forge.models.fast.attention import Block, RotaryAttention, document_blocks
-from halo_forge.models.fast.head import NOTHING, HeadNll, Softening
+from halo_forge.models.fast.head import NOTHING, HeadNll, Softening, Targets
 from halo_forge.models.fast.ops import JointLinear, LoraLinear, RmsNorm, SwiGlu
 
 _PARTS = {
@@ -204,9 +204,9 @@ class FastDecoder:
 
     def nll(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, blocks: tuple[Block, ...], keep: torch.Tensor,
-        rows: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, softening: Softening = NOTHING,
+        targets: Targets, softening: Softening = NOTHING,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """(what is minimised, nll of each target); see `HeadNll` for rows, targets and weights."""
+        """(what is minimised, nll of each target); see `HeadNll`."""
         base_hidden = None
         if softening.kl_to_base:
             with torch.no_grad():
@@ -214,7 +214,7 @@ class FastDecoder:
         hidden = self.hidden(input_ids, position_ids, blocks, keep)
         master = self.head.layers[0].weight if self.head.masters else None
         return HeadNll.apply(  # type: ignore[no-any-return]
-            hidden, self.head.joint, master, rows, targets, weights, torch.is_grad_enabled(), softening, base_hidden
+            hidden, self.head.joint, master, targets, torch.is_grad_enabled(), softening, base_hidden
         )
 
     @torch.no_grad()

@@ -34,13 +34,31 @@ class Softening:
 NOTHING = Softening()
 
 
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """rows     int64 [S], ascending: which of the U rows predicts the target
+    tokens   int64 [S]
+    weights  float32 [S]
+    """
+
+    rows: torch.Tensor
+    tokens: torch.Tensor
+    weights: torch.Tensor
+
+    def part(self, rows: slice, targets: slice) -> Targets:
+        """The targets of some rows, counted from the first of them."""
+        return Targets(self.rows[targets] - rows.start, self.tokens[targets], self.weights[targets])
+
+    def of_type(self, dtype: torch.dtype) -> Targets:
+        return Targets(self.rows, self.tokens, self.weights.to(dtype))
+
+
 class HeadNll(torch.autograd.Function):
     """sum over targets of weight * -log softmax(hidden W^T)[target], in nats; with it, without a gradient, each
     target's own nll. The gradient is made while the logits are there: three products, no [U, V] float32 tensor.
 
     hidden   [U, D] in the compute type           head     [V, D] in the compute type
     master   the trained weight that `head` is a copy of, or None where it is frozen
-    rows     int64 [S], ascending: which row predicts the target; targets int64 [S]; weights float32 [S]
     with_gradient  False where nobody will ask for one: a third of the work
     softening, base_hidden  what else is asked; base_hidden [U, D] is the base model's, for kl_to_base
     """
@@ -51,24 +69,20 @@ class HeadNll(torch.autograd.Function):
         hidden: torch.Tensor,
         head: torch.Tensor,
         master: torch.Tensor | None,
-        rows: torch.Tensor,
-        targets: torch.Tensor,
-        weights: torch.Tensor,
+        targets: Targets,
         with_gradient: bool = True,
         softening: Softening = NOTHING,
         base_hidden: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        total = torch.zeros((), dtype=wide, device=hidden.device)
-        nll = torch.empty(len(targets), dtype=wide, device=hidden.device)
+        targets = targets.of_type(torch.promote_types(hidden.dtype, torch.float32))
+        total, nll = targets.weights.new_zeros(()), torch.empty_like(targets.weights)
         d_hidden: torch.Tensor | None = torch.empty_like(hidden) if with_gradient else None
         d_head: torch.Tensor | None = None
         chunk = max(ROWS_PER_BLOCK, MAX_LOGITS_BYTES // (len(head) * hidden.element_size()))
-        for part, mine in _pieces(len(hidden), rows, chunk):
+        for part, mine in _pieces(len(hidden), targets.rows, chunk):
             logits = hidden[part] @ head.T
             base_logits = base_hidden[part] @ head.T if base_hidden is not None else None
-            own = (rows[mine] - part.start, targets[mine], weights[mine].to(wide))
-            loss, nll[mine] = logits_to_gradient(logits, *own, softening, base_logits)
+            loss, nll[mine] = logits_to_gradient(logits, targets.part(part, mine), softening, base_logits)
             total += loss
             if d_hidden is None:
                 continue
@@ -87,7 +101,7 @@ class HeadNll(torch.autograd.Function):
         d_hidden, d_head = ctx.saved_tensors
         if d_head is not None:
             d_head = (d_head * upstream.to(d_head.dtype)).to(ctx.dtype)
-        return d_hidden * upstream.to(d_hidden.dtype), None, d_head, *[None] * 6
+        return d_hidden * upstream.to(d_hidden.dtype), None, d_head, *[None] * 4
 
 
 def _added(total: torch.Tensor | None, part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -104,19 +118,18 @@ def _pieces(num_rows: int, rows: torch.Tensor, size: int) -> Iterator[tuple[slic
 
 def logits_to_gradient(
     logits: torch.Tensor,
-    rows: torch.Tensor,
-    targets: torch.Tensor,
-    weights: torch.Tensor,
+    targets: Targets,
     softening: Softening = NOTHING,
     base_logits: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Replace logits [U, V] by d loss / d logits, in place; returns (loss, nll of each target [S])."""
+    rows, weights = targets.rows, targets.weights
     nll, loss = torch.empty_like(weights), weights.new_zeros(())
     row_weight = weights.new_zeros(len(logits)).index_add_(0, rows, weights)
     smoothing, kl = softening.label_smoothing, softening.kl_to_base
     for part, mine in _pieces(len(logits), rows, ROWS_PER_BLOCK):
         block, row, weight = logits[part].to(weights.dtype), rows[mine] - part.start, row_weight[part, None]
-        picked = block[row, targets[mine]]
+        picked = block[row, targets.tokens[mine]]
         highest = block.amax(1)
         mean = block.mean(1) if smoothing else highest
         base = base_logits[part].to(weights.dtype).softmax(1) if base_logits is not None else None
@@ -129,7 +142,7 @@ def logits_to_gradient(
         soft = weight[:, 0] * (smoothing * (log_total - mean) + (kl * log_total if base is not None else 0.0))
         loss += (1 - smoothing) * (nll[mine] * weights[mine]).sum() + soft.sum()
         block.mul_(weight * (1 + (kl if base is not None else 0.0)) / total[:, None])
-        block.index_put_((row, targets[mine]), (smoothing - 1) * weights[mine], accumulate=True)
+        block.index_put_((row, targets.tokens[mine]), (smoothing - 1) * weights[mine], accumulate=True)
         if smoothing:
             block.sub_(weight * (smoothing / block.shape[1]))
         if base is not None:
