@@ -37,9 +37,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "new tokens": {"model.add_tokens": ["river", "lamp"], "model.add_special_tokens": ["<|call|>"]},
     "new tokens, all weights": {"method": "full", "model.add_tokens": ["river", "lamp"]},
     "whole tied embeddings": {"lora.modules_to_save": ["lm_head"], "lora.layers_to_transform": [1]},
+    "adafactor": {"optimizer": "adafactor", "learning_rate": 1e-2},
+    "adamw_8bit": {"optimizer": "adamw_8bit"},
+    "paged_adamw": {"optimizer": "paged_adamw"},
+    "against forgetting": {"kl_to_base": 0.2, "l2_to_start": 0.1, "label_smoothing": 0.1},
+    "noise": {"neftune_alpha": 5.0},
+    "shared prefixes": {"lora.dropout": 0.0},
+    "transformers' layers": {"fast_layers": False, "kl_to_base": 0.2, "neftune_alpha": 5.0},
 }  # fmt: skip
 CASES = [
-    pytest.param(name, precision, marks=needs_bitsandbytes if name == "qlora" else ())
+    pytest.param(name, precision, marks=needs_bitsandbytes if name in ("qlora", "adamw_8bit", "paged_adamw") else ())
     for name in VARIANTS
     for precision in (("float32", "bfloat16") if name in ("qlora", "new tokens", "dora", "adapter") else ("float32",))
 ]

@@ -14,13 +14,13 @@ from halo_forge.models.quiet import quiet_bitsandbytes
 INSTALL = 'pip install "halo-forge[quantised]"'
 
 
-def require_bitsandbytes() -> None:
+def require_bitsandbytes(
+    what: str = "training.method: qlora", instead: str = "training.method: lora, which keeps the base unquantised"
+) -> None:
     """Raises UsageError with the install line. Nothing is imported."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UsageError(
-            "training.method: qlora needs the package bitsandbytes",
-            where="training.method",
-            fix=f"{INSTALL}; or training.method: lora, which keeps the base unquantised",
+            f"{what} needs the package bitsandbytes", where=what.partition(":")[0], fix=f"{INSTALL}; or {instead}"
         )
 
 

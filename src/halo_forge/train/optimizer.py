@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any, Literal
 import torch
 
 from halo_forge.config.schema import TrainingSection
-from halo_forge.errors import TrainingError
+from halo_forge.models.quantised import require_bitsandbytes
+from halo_forge.models.quiet import quiet_bitsandbytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +53,8 @@ def make_schedule(training: TrainingSection, peak: float, num_steps: int) -> Sch
 
 
 def make_optimizer(parameters: Iterable[torch.nn.Parameter], training: TrainingSection) -> torch.optim.Optimizer:
-    """The configured optimizer over the trainable parameters; weight decay on matrices only. Raises TrainingError where
-    bitsandbytes is not installed."""
+    """The configured optimizer over the trainable parameters; weight decay on matrices only. Raises UsageError where
+    bitsandbytes is needed and not installed."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": training.weight_decay},
@@ -65,22 +67,17 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], training: TrainingS
         return torch.optim.AdamW(groups, lr=0.0, fused=True, **adam)  # type: ignore[arg-type]
     if training.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=0.0)
-    return _of_bitsandbytes(training.optimizer)(groups, lr=0.0, **adam)  # type: ignore[no-any-return]
+    is_cpu = trainable[0].device.type == "cpu"
+    return _of_bitsandbytes(training.optimizer, is_cpu)(groups, lr=0.0, **adam)  # type: ignore[no-any-return]
 
 
-_BITSANDBYTES = {"adamw_8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw_8bit": "PagedAdamW8bit"}
-
-
-def _of_bitsandbytes(name: str) -> Any:
-    try:
-        import bitsandbytes.optim as optimizers  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    except ImportError as error:
-        raise TrainingError(
-            f"the optimizer {name} is bitsandbytes', which is not installed ({error})",
-            where="training.optimizer",
-            fix="pip install 'halo-forge[quantised]', or --set training.optimizer=adamw",
-        ) from None
-    return getattr(optimizers, _BITSANDBYTES[name])
+def _of_bitsandbytes(name: str, is_cpu: bool) -> Any:
+    """The class. Without a GPU there is no other memory to page to: then the unpaged one of the same numbers."""
+    require_bitsandbytes(f"training.optimizer: {name}", "training.optimizer: adamw")
+    with quiet_bitsandbytes():
+        optimizers = importlib.import_module("bitsandbytes.optim")
+    names = {"adamw_8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw_8bit": "PagedAdamW8bit"}
+    return getattr(optimizers, names[name].removeprefix("Paged") if is_cpu else names[name])
 
 
 def moments(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
