@@ -4,6 +4,7 @@
     inspection.py  is this directory safe and complete         embedded.py   the default that needs no Hub
     load.py        tokenizer and weights into memory           adapters.py   LoRA on top
     save.py        final_model/ that anybody can load          precision.py  device, bf16 or fp32, platform rules
+    generate.py    greedy answers, batched (kv_cache.py)       forward.py    a model called with padded rows
 
 `resolve`, `hub` and `inspection` import neither torch nor transformers, so that a wrong name fails in a moment; the
 names below load their module on first use.
