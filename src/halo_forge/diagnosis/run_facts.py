@@ -1,0 +1,79 @@
+"""What a run directory tells about a run, whether it is finished, stopped or still going on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from halo_forge.diagnosis.curves import curves_of, is_finite
+from halo_forge.diagnosis.diagnose import diagnose
+from halo_forge.diagnosis.findings import RunFacts, TrainingFinding
+
+
+def metrics_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a metrics.jsonl; damaged lines and the torn last one of a running or killed process are left out.
+
+    Raises FileNotFoundError.
+    """
+    lines = []
+    for text in path.read_bytes().split(b"\n"):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict):
+            lines.append(line)
+    return lines
+
+
+def diagnose_run(run: Path) -> tuple[list[TrainingFinding], RunFacts]:
+    """Findings over the run as it stands on disk. Raises FileNotFoundError without a metrics.jsonl."""
+    lines = metrics_lines(run / "metrics.jsonl")
+    facts = run_facts(run, lines)
+    return diagnose(curves_of(lines), facts), facts
+
+
+def run_facts(run: Path, lines: Sequence[Mapping[str, Any]]) -> RunFacts:
+    """From run.json, data/manifest.json, trained.json and the steps so far; what cannot be read is not known."""
+    config = _object(_object(_json(run / "run.json")).get("config"))
+    training = _object(config.get("training"))
+    splits = _object(_object(_json(run / "data" / "manifest.json")).get("splits"))
+    rows = _object(splits.get("train")).get("rows")
+    rates = [line["learning_rate"] for line in lines if is_finite(line.get("learning_rate"))]
+    num_steps = _planned_steps(training, lines)
+    last = max((line["step"] for line in lines if isinstance(line.get("step"), int)), default=0)
+    batch, accumulated = training.get("per_device_train_batch_size"), training.get("gradient_accumulation_steps")
+    return RunFacts(
+        num_steps=num_steps,
+        is_finished=(run / "trained.json").is_file() or (num_steps is not None and last >= num_steps),
+        learning_rate=max(rates, default=None),
+        method=training.get("method"),
+        num_epochs=training.get("num_train_epochs") if training.get("max_steps") is None else None,
+        num_train_rows=rows if isinstance(rows, int) else None,
+        examples_per_step=batch * accumulated if isinstance(batch, int) and isinstance(accumulated, int) else None,
+    )
+
+
+def _planned_steps(training: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> int | None:
+    """max_steps, or the epochs times the steps that an epoch turned out to have."""
+    if isinstance(training.get("max_steps"), int):
+        return int(training["max_steps"])
+    epochs = training.get("num_train_epochs")
+    for line in reversed(lines):
+        if is_finite(line.get("epoch")) and line["epoch"] > 0 and isinstance(line.get("step"), int):
+            return max(1, math.ceil(epochs * round(line["step"] / line["epoch"]) - 1e-9)) if is_finite(epochs) else None
+    return None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
