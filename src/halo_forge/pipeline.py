@@ -38,6 +38,7 @@ from halo_forge.runs import (
     write_json,
 )
 from halo_forge.train import finished_training, step_counts, train
+from halo_forge.train.trackers import require_trackers
 
 Stage = Literal["data", "train", "evaluate", "gate", "publish"]
 SHOWN_MASKS = 3
@@ -77,6 +78,7 @@ def run(
     settings = resolved.config
     require_known_metrics(settings.gate)
     check_evaluation(settings)
+    require_trackers(settings.output.trackers)
     with StopSignal() as stop, RunDirectory.open(Path(settings.output.dir)) as directory:
         claim(directory, resolved, fresh=fresh)
         result = RunResult(directory=directory.path)
@@ -270,6 +272,7 @@ def plan(config: Config | ResolvedConfig | str | Path, *, notify: Notify = silen
     settings = resolved.config
     require_known_metrics(settings.gate)
     check_evaluation(settings)
+    require_trackers(settings.output.trackers)
     with tempfile.TemporaryDirectory() as scratch, RunDirectory.open(Path(scratch)) as directory:
         tokenizer = load_tokenizer(settings.model.name, settings.model.revision, notify=notify)
         prepared = prepare(settings, directory, tokenizer, notify=notify)

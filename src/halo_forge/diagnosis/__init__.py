@@ -8,16 +8,18 @@ diagnose.py    all rules over one run          run_facts.py   a run directory's 
 from halo_forge.diagnosis.curves import Curves, Series, curves_of
 from halo_forge.diagnosis.diagnose import diagnose
 from halo_forge.diagnosis.findings import RunFacts, Severity, TrainingFinding, finding_of
-from halo_forge.diagnosis.run_facts import diagnose_run, metrics_lines, run_facts
+from halo_forge.diagnosis.run_facts import Diagnosis, diagnose_lines, diagnose_run, metrics_lines, run_facts
 
 __all__ = [
     "Curves",
+    "Diagnosis",
     "RunFacts",
     "Series",
     "Severity",
     "TrainingFinding",
     "curves_of",
     "diagnose",
+    "diagnose_lines",
     "diagnose_run",
     "finding_of",
     "metrics_lines",

@@ -50,6 +50,8 @@ def finding_of(line: Mapping[str, Any]) -> TrainingFinding:
     known["first_step"], known["last_step"] = int(known["first_step"]), int(known["last_step"])
     if known["severity"] not in SEVERITIES:
         raise ValueError(f"severity {known['severity']!r}")
+    if not all(isinstance(known[name], str) for name in ("code", "title", "evidence", "next_action")):
+        raise TypeError("a finding's words are text")
     return TrainingFinding(**known)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from halo_forge.diagnosis.curves import curves_of, is_finite
 from halo_forge.diagnosis.diagnose import diagnose
-from halo_forge.diagnosis.findings import RunFacts, TrainingFinding
+from halo_forge.diagnosis.findings import RunFacts, TrainingFinding, finding_of
 
 
 def metrics_lines(path: Path) -> list[dict[str, Any]]:
@@ -29,11 +31,37 @@ def metrics_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def diagnose_run(run: Path) -> tuple[list[TrainingFinding], RunFacts]:
-    """Findings over the run as it stands on disk. Raises FileNotFoundError without a metrics.jsonl."""
-    lines = metrics_lines(run / "metrics.jsonl")
-    facts = run_facts(run, lines)
-    return diagnose(curves_of(lines), facts), facts
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """`findings` hold for the run as it stands. `past` were told while it trained and are no longer seen in the whole,
+    for instance a loss that rose and came back; their evidence is that of the moment."""
+
+    findings: tuple[TrainingFinding, ...]
+    past: tuple[TrainingFinding, ...]
+    facts: RunFacts
+    last_step: int
+
+
+def diagnose_run(run: Path) -> Diagnosis:
+    """The run as it stands on disk. Raises FileNotFoundError without a metrics.jsonl."""
+    return diagnose_lines(run, metrics_lines(run / "metrics.jsonl"))
+
+
+def diagnose_lines(run: Path, lines: Sequence[Mapping[str, Any]]) -> Diagnosis:
+    facts, curves = run_facts(run, lines), curves_of(lines)
+    findings = diagnose(curves, facts)
+    now = {finding.identity for finding in findings}
+    past = {finding.identity: finding for finding in _told(lines) if finding.identity not in now}
+    return Diagnosis(findings=tuple(findings), past=tuple(past.values()), facts=facts, last_step=curves.last_step)
+
+
+def _told(lines: Sequence[Mapping[str, Any]]) -> list[TrainingFinding]:
+    told = []
+    for line in lines:
+        if line.get("kind") == "finding":
+            with suppress(KeyError, TypeError, ValueError):
+                told.append(finding_of(line))
+    return told
 
 
 def run_facts(run: Path, lines: Sequence[Mapping[str, Any]]) -> RunFacts:

@@ -32,6 +32,7 @@ from halo_forge.train.checkpoint import PREFIX, TrainState, checkpoint_path, dis
 from halo_forge.train.loop import Cursor, StopReason, restore, run_steps
 from halo_forge.train.metrics import read_metrics, write_training_log
 from halo_forge.train.session import Session, current_processes, open_session, training_fingerprint, use_all_cores
+from halo_forge.train.trackers import require_trackers
 
 FINAL_MODEL = "final_model"
 RECORD = "trained.json"
@@ -58,6 +59,7 @@ def train(
     check        raises Interrupted when the process should stop; a checkpoint is written first
     Raises TrainingError, CheckpointError, OutOfMemory, ModelNotFound, Interrupted.
     """
+    require_trackers(config.output.trackers)
     use_all_cores()
     if resume_from is not None:
         resume_from = rewind(run.path, resume_from)
