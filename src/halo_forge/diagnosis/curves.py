@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,8 +62,12 @@ class _Points:
         return Series(np.array(self.steps, dtype=np.int64), np.array(self.values, dtype=np.float64))
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_step(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
 def curves_of(lines: Iterable[Mapping[str, Any]]) -> Curves:
@@ -77,7 +81,7 @@ def curves_of(lines: Iterable[Mapping[str, Any]]) -> Curves:
     last = 0
     for line in lines:
         step, kind = line.get("step"), line.get("kind")
-        if not isinstance(step, int) or isinstance(step, bool) or kind not in ("train", "validation"):
+        if not is_step(step) or kind not in ("train", "validation"):
             continue
         last = max(last, step)
         if kind == "validation":
@@ -124,12 +128,9 @@ def _squared_error(values: Floats) -> float:
 
 
 def warmup_end(curves: Curves) -> int:
-    """Index into `loss` of the first step at the highest rate so far: what comes before is warm-up."""
+    """The first step at the highest rate so far: what comes before is warm-up. 0 where no rate is known."""
     rates = curves.learning_rate
-    if not len(rates):
-        return 0
-    at_peak = rates.steps[np.argmax(rates.values >= 0.99 * rates.values.max())]
-    return int(np.searchsorted(curves.loss.steps, at_peak))
+    return int(rates.steps[np.argmax(rates.values >= 0.99 * rates.values.max())]) if len(rates) else 0
 
 
 def trailing_medians(values: Floats, window: int) -> Floats:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from halo_forge.diagnosis import loss_rules, step_rules
 from halo_forge.diagnosis.curves import Curves
 from halo_forge.diagnosis.findings import SEVERITIES, RunFacts, TrainingFinding
@@ -36,8 +38,9 @@ SAID_BY = {
 
 def diagnose(curves: Curves, facts: RunFacts) -> list[TrainingFinding]:
     """What is wrong with the run as far as it has come: errors first, then by step. A pure function."""
-    found = [finding for rule in RULES if (finding := rule(curves, facts)) is not None]
-    found += step_rules.flat_sources(curves, facts)
+    with np.errstate(all="ignore"):  # losses of 1e300, or of 0, make a comparison false, not a warning
+        found = [finding for rule in RULES if (finding := rule(curves, facts)) is not None]
+        found += step_rules.flat_sources(curves, facts)
     codes = {finding.code for finding in found}
     told = [finding for finding in found if not SAID_BY.get(finding.code, set()) & codes]
     return sorted(told, key=lambda finding: (SEVERITIES.index(finding.severity), finding.first_step, finding.code))

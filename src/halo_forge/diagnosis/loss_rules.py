@@ -99,7 +99,7 @@ def is_flat(values: Floats) -> bool:
 
 def may_judge_flatness(series: Series, curves: Curves, facts: RunFacts) -> bool:
     """Enough steps after warm-up, and enough of the run."""
-    warm = int(np.searchsorted(series.steps, curves.loss.steps[warmup_end(curves)])) if len(curves.loss) else 0
+    warm = int(np.searchsorted(series.steps, warmup_end(curves)))
     enough = len(series) - warm >= max(FLAT_MIN_STEPS, len(series) // 3)
     return enough and curves.last_step >= FLAT_MIN_PROGRESS * (facts.num_steps or 0)
 
@@ -197,7 +197,7 @@ def _is_validation_falling(curves: Curves, since: int) -> bool:
 
 
 def oscillation(curves: Curves, facts: RunFacts) -> TrainingFinding | None:
-    warm = warmup_end(curves)
+    warm = int(np.searchsorted(curves.loss.steps, warmup_end(curves)))
     steps, values = curves.loss.steps[warm:], curves.loss.values[warm:]
     swings = _num_swings(values, float(curves.loss.values[:START_STEPS].mean())) if len(values) else 0
     recent = values[-2 * ALTERNATION_MIN_STEPS :]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halo_forge.diagnosis.curves import curves_of, is_finite
+from halo_forge.diagnosis.curves import curves_of, is_finite, is_step
 from halo_forge.diagnosis.diagnose import diagnose
 from halo_forge.diagnosis.findings import RunFacts, TrainingFinding, finding_of
 
@@ -72,7 +72,7 @@ def run_facts(run: Path, lines: Sequence[Mapping[str, Any]]) -> RunFacts:
     rows = _object(splits.get("train")).get("rows")
     rates = [line["learning_rate"] for line in lines if is_finite(line.get("learning_rate"))]
     num_steps = _planned_steps(training, lines)
-    last = max((line["step"] for line in lines if isinstance(line.get("step"), int)), default=0)
+    last = max((line["step"] for line in lines if is_step(line.get("step"))), default=0)
     batch, accumulated = training.get("per_device_train_batch_size"), training.get("gradient_accumulation_steps")
     return RunFacts(
         num_steps=num_steps,
@@ -87,12 +87,13 @@ def run_facts(run: Path, lines: Sequence[Mapping[str, Any]]) -> RunFacts:
 
 def _planned_steps(training: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> int | None:
     """max_steps, or the epochs times the steps that an epoch turned out to have."""
-    if isinstance(training.get("max_steps"), int):
+    if is_step(training.get("max_steps")):
         return int(training["max_steps"])
     epochs = training.get("num_train_epochs")
     for line in reversed(lines):
-        if is_finite(line.get("epoch")) and line["epoch"] > 0 and isinstance(line.get("step"), int):
-            return max(1, math.ceil(epochs * round(line["step"] / line["epoch"]) - 1e-9)) if is_finite(epochs) else None
+        if is_finite(line.get("epoch")) and line["epoch"] > 0 and is_step(line.get("step")) and is_finite(epochs):
+            planned = epochs * round(min(line["step"] / line["epoch"], 2.0**53)) - 1e-9
+            return max(1, math.ceil(planned)) if math.isfinite(planned) else None
     return None
 
 

@@ -7,12 +7,15 @@ runs: how many of a thousand healthy ones are ever told anything.
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from halo_forge.diagnosis import RunFacts, curves_of, diagnose, diagnose_lines
 from synthetic_curves import Run, codes_while_training, falling, healthy_run, power_law
 
 MAX_FALSE_ALARM_RATE = 0.01
@@ -83,3 +86,36 @@ def test_flatness_is_found_where_it_is(noise: float) -> None:
         for seed in range(20)
     )
     assert found >= 19
+
+
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
+FIELDS = st.sampled_from(
+    [
+        "kind",
+        "step",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "num_supervised_tokens",
+        "applied",
+        "epoch",
+        "by_source",
+        "code",
+    ]
+)
+LINES = st.lists(
+    st.dictionaries(FIELDS, st.one_of(SCALARS, st.dictionaries(st.text(max_size=3), SCALARS, max_size=2)), max_size=8)
+    | st.fixed_dictionaries(
+        {"kind": st.sampled_from(["train", "validation", "finding"]), "step": st.integers(1, 300), "loss": st.floats()},
+        optional={"grad_norm": st.floats(), "learning_rate": st.floats(), "epoch": st.floats()},
+    ),
+    max_size=80,
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(lines=LINES, num_steps=st.one_of(st.none(), st.integers(1, 500)))
+def test_no_content_of_a_file_makes_it_fail(lines: list[dict[str, Any]], num_steps: int | None) -> None:
+    diagnosis = diagnose_lines(Path("/nowhere"), lines)
+    assert diagnosis.last_step < 2**53
+    diagnose(curves_of(lines), RunFacts(num_steps=num_steps, is_finished=True))
