@@ -82,7 +82,7 @@ def _box(finding: TrainingFinding, number: int) -> FindingBox:
         severity=finding.severity,
         tone=TONES[finding.severity],
         title=cut(finding.title, WORDS_CHARS),
-        evidence=cut(finding.evidence, WORDS_CHARS),
+        evidence=cut(finding.evidence[:1].upper() + finding.evidence[1:], WORDS_CHARS),
         next_action=cut(finding.next_action, WORDS_CHARS),
         steps=f"step {first:,}" if first == last else f"steps {first:,} to {last:,}",
     )

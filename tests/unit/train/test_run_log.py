@@ -15,6 +15,7 @@ from halo_forge.errors import Interrupted
 from halo_forge.train.metrics import MetricsLog, write_training_log
 from halo_forge.train.run_log import RunLog
 from halo_forge.train.trackers import Trackers
+from halo_forge.train.train import _validation_by_source
 from synthetic_curves import Run, healthy_run
 from training_runs import final_weights, prepared_run, train_now
 
@@ -126,3 +127,13 @@ def test_a_real_run_with_much_too_high_a_rate_says_so_and_trains_the_same(
     diagnosis = diagnose_run(tmp_path / "whole")
     assert diagnosis.facts.is_finished
     assert "loss_rising" in {finding.code for finding in (*diagnosis.findings, *diagnosis.past)}
+
+
+def test_trained_json_sums_up_the_last_validation_by_source(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [{"kind": "train", "step": 1, "loss": 2.0}]
+    assert _validation_by_source(tmp_path) == {}
+    for step, loss in ((5, 2.0), (10, 1.5)):
+        by_source = {"a": {"loss": loss, "num_supervised_tokens": 7}, "b": {"loss": 1.0, "num_supervised_tokens": 1}}
+        lines.append({"kind": "validation", "step": step, "loss": loss, "by_source": by_source})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert _validation_by_source(tmp_path) == {"a": 1.5, "b": 1.0}
