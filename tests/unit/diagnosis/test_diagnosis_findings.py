@@ -65,6 +65,11 @@ def test_a_flat_loss_is_told_early_but_not_in_warm_up() -> None:
     assert only(findings_of(run, is_finished=False, up_to=160)).code == "loss_flat"
 
 
+def test_a_loss_that_falls_slowly_is_not_flat() -> None:
+    """A tenth in 400 steps, hardly to be seen in single steps."""
+    assert "loss_flat" not in {finding.code for finding in findings_of(healthy_run(mean=np.linspace(2.0, 1.8, 400)))}
+
+
 def test_a_fast_start_that_is_long_over_is_not_flat() -> None:
     """5 steps of falling, 3,000 at the floor: the thirds are equal, and the run has learned everything."""
     mean = np.concatenate([np.linspace(2, 0.3, 5), np.full(2995, 0.3)])
@@ -216,6 +221,12 @@ def test_one_worse_validation_is_not_overfitting() -> None:
     run = healthy_run(num_validations=8)
     bump = {50: 1.7, 100: 1.3, 150: 1.1, 200: 0.98, 250: 0.94, 300: 0.91, 350: 0.88, 400: 0.95}
     assert findings_of(replace(run, validation=bump)) == []
+
+
+def test_a_validation_loss_that_creeps_up_by_less_than_answers_show_is_not_overfitting() -> None:
+    run = healthy_run(num_validations=8)
+    creeping = {step: 0.9 + 0.00002 * max(0, step - 150) + 0.002 * max(0, 150 - step) for step in run.validation}
+    assert findings_of(replace(run, validation=creeping)) == []
 
 
 def test_validation_and_training_rising_together_are_not_overfitting() -> None:
