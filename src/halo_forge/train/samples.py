@@ -26,7 +26,7 @@ from halo_forge.train.step import autocast
 FILE = "samples.jsonl"
 TIME_SHARE = 0.05
 """Share of the training time so far that all samples together may take."""
-FREE_TIME_S = 5.0
+FREE_TIME_S = 10.0
 """They may always take this much: a short run is to be seen, too, and nobody waits for it."""
 ROWS_READ_PER_PROMPT = 4
 """Rows without a question (plain texts) give no prompt; so many are looked at for each that is wanted."""
