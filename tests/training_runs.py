@@ -52,6 +52,7 @@ def settings(model: Path, rows: Path, output: Path, **training: Any) -> dict[str
         "data.max_seq_length": 256,
         "output.dir": str(output),
         "output.save_steps": 1000,
+        "evaluation.sample_prompts": 0,
         "training.per_device_train_batch_size": 4,
         "training.gradient_accumulation_steps": 2,
         "training.num_train_epochs": 2,

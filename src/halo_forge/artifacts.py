@@ -176,6 +176,7 @@ class TrainedModel(Artifact):
     train_loss: float
     validation_loss: float | None
     best_validation_loss: float | None
+    validation_by_source: dict[str, float] = Field(default_factory=dict)  # at the last validation
     best_val: str | None
     best_train: str | None
     latest: str

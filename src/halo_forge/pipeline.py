@@ -38,6 +38,7 @@ from halo_forge.runs import (
     write_json,
 )
 from halo_forge.train import check_method, finished_training, step_counts, train
+from halo_forge.train.trackers import require_trackers
 
 Stage = Literal["data", "train", "evaluate", "gate", "publish"]
 SHOWN_MASKS = 3
@@ -78,6 +79,7 @@ def run(
     require_known_metrics(settings.gate)
     check_evaluation(settings)
     check_method(settings)
+    require_trackers(settings.output.trackers)
     with StopSignal() as stop, RunDirectory.open(Path(settings.output.dir)) as directory:
         claim(directory, resolved, fresh=fresh)
         result = RunResult(directory=directory.path)
@@ -274,6 +276,7 @@ def plan(config: Config | ResolvedConfig | str | Path, *, notify: Notify = silen
     require_known_metrics(settings.gate)
     check_evaluation(settings)
     check_method(settings)
+    require_trackers(settings.output.trackers)
     with tempfile.TemporaryDirectory() as scratch, RunDirectory.open(Path(scratch)) as directory:
         tokenizer = tokenizer_of(settings.model, notify)
         prepared = prepare(settings, directory, tokenizer, notify=notify)

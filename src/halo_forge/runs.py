@@ -5,7 +5,7 @@
 ├── data/                  manifest.json ledger.jsonl *.conversations.jsonl *.examples.arrow
 ├── checkpoint-N/  best_val -> ...  best_train -> ...  latest -> ...
 ├── final_model/           loads with plain AutoModel / AutoTokenizer / peft
-├── metrics.jsonl  training_log.json  trained.json  first_batch.txt
+├── metrics.jsonl  training_log.json  trained.json  first_batch.txt  samples.jsonl  trackers.json  trackers/
 ├── eval/                  report.json answers.jsonl        baseline_metrics.json
 ├── gate.json  release.json
 └── report.html
@@ -289,6 +289,7 @@ def forget(run: RunDirectory) -> None:
 RUN_FILES = frozenset(
     (
         *("config.resolved.yaml", "compute.json", "data", "first_batch.txt", "metrics.jsonl", "training_log.json"),
+        *("samples.jsonl", "trackers.json", "trackers", "wandb"),
         *("best_val", "best_train", "latest", "trained.json", "final_model"),
         *("eval", "baseline_metrics.json", "gate.json", "release.json", "report.html"),
     )

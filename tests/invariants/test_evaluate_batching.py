@@ -21,8 +21,8 @@ from transformers import (
 
 from halo_forge.chat.records import Example
 from halo_forge.errors import Interrupted
-from halo_forge.evaluate.generate import Prompt, generate
 from halo_forge.evaluate.heldout import answer_nll, batches_by_length
+from halo_forge.models.generate import Prompt, generate
 
 VOCAB_SIZE = 128
 SMALL: dict[str, Any] = {

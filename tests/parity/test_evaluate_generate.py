@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from halo_forge.errors import Interrupted
-from halo_forge.evaluate.generate import Generation, Prompt, generate
-from halo_forge.evaluate.kv_cache import slot_cache
+from halo_forge.models.generate import Generation, Prompt, generate
+from halo_forge.models.kv_cache import slot_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,10 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from halo_forge.artifacts import Comparison, EvalReport, GateDecision, Measurement, PreparedData, Release, TrainedModel
+from halo_forge.cli.running import printable
 from halo_forge.report.wording import duration, interval, metric_change, metric_value, outcome
 
 STAGES = ("data", "train", "evaluate", "gate", "publish")
 PLAIN_LINE_EVERY_S = 10.0
+FINDING_STYLE = {"error": "bold red", "warning": "bold yellow", "note": "bold"}
 VERDICT_STYLE = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
 
 
@@ -100,6 +102,15 @@ class Reporter:
     def _on_train_validation(self, fields: Mapping[str, Any]) -> None:
         best = ", best so far" if fields["is_best"] else ""
         self.console.print(f"  step {fields['step']}: validation loss {fields['loss']:.4f}{best}")
+        if fields.get("by_source"):
+            render_sources(self.console, fields["by_source"])
+
+    def _on_train_finding(self, fields: Mapping[str, Any]) -> None:
+        style = FINDING_STYLE[fields["severity"]]
+        title = printable(fields["title"])
+        self.console.print(Text.assemble(f"  step {fields['step']}: ", (fields["severity"], style), f": {title}"))
+        self.console.print(Text(f"    {printable(fields['evidence'])}"))
+        self.console.print(Text(f"    next: {printable(fields['next_action'])}", style="dim"))
 
     def _on_eval_progress(self, fields: Mapping[str, Any]) -> None:
         self._live(f"answers of the {fields['which']} model", fields["done"], fields["total"], "prompts")
@@ -138,6 +149,16 @@ def render_prepared(console: Console, record: PreparedData) -> None:
         console.print(Text(f"  {count} x {code}"))
     for note in record.notes:
         console.print(Text(f"  {note}", style="dim"))
+
+
+def render_sources(console: Console, by_source: Mapping[str, Mapping[str, Any]]) -> None:
+    """The validation loss of each source: {name: {"loss", "num_supervised_tokens"}}."""
+    table = Table(box=None, padding=(0, 2), show_edge=False)
+    for heading in ("source", "validation loss", "trained tokens"):
+        table.add_column(heading, justify="left" if heading == "source" else "right")
+    for name, of_source in by_source.items():
+        table.add_row(Text(printable(name)), f"{of_source['loss']:.4f}", f"{of_source['num_supervised_tokens']:,}")
+    console.print(table)
 
 
 def render_trained(console: Console, record: TrainedModel) -> None:

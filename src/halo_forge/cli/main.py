@@ -11,6 +11,7 @@ from halo_forge.cli import (
     config_commands,
     data_commands,
     data_tools,
+    diagnose_command,
     init_command,
     release_commands,
     train_commands,
@@ -60,6 +61,7 @@ def build() -> typer.Typer:
     data.command("rules")(data_tools.rules_command)
     app.add_typer(data, name="data")
 
+    app.command("diagnose")(diagnose_command.diagnose_command)
     app.command("evaluate")(release_commands.evaluate_command)
     app.command("gate")(release_commands.gate_command)
     app.command("publish")(release_commands.publish_command)

@@ -14,6 +14,8 @@ SCHEDULES = {
     "constant_with_warmup": "constant",
 }
 
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+
 
 def validation_share(value: Any) -> Reading:
     if isinstance(value, int | float) and not isinstance(value, bool) and value >= 1:
@@ -71,6 +73,20 @@ def target_modules(value: Any) -> Reading:
     if value.strip() in ("all", "all-linear"):
         return Reading({"lora.target_modules": "all-linear"})
     return Reading({"lora.target_modules": [name.strip() for name in value.split(",") if name.strip()]})
+
+
+def trackers(value: Any) -> Reading:
+    """transformers' `report_to`: a name, a list, "none", or "all", which means what happens to be installed."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise Misfit("names of trackers")
+    if names == ["none"]:
+        return Reading(note="nothing to do")
+    if "all" in names:
+        raise NotOffered("every tracker that happens to be installed is not part of this tool", ", ".join(TRACKERS))
+    if others := [name for name in names if name not in TRACKERS]:
+        raise NotOffered(f"the tracker {others[0]!r} is not part of this release", ", ".join(TRACKERS))
+    return Reading({"output.trackers": list(dict.fromkeys(names))})
 
 
 def trained_roles(value: Any) -> Reading:

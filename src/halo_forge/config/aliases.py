@@ -43,13 +43,16 @@ from halo_forge.config.alias_values import (
     stage,
     switched_epochs,
     target_modules,
+    trackers,
     trained_roles,
     validation_share,
     warmup,
 )
 
 _OTHER_ADAPTERS = "training.method: lora, dora, qlora, adapter or full"
-_TRACKERS = "remove it: metrics.jsonl, training_log.json and report.html hold every figure"
+_TRACKERS = "output.trackers: [tensorboard, wandb, mlflow, trackio]; metrics.jsonl always holds every figure"
+_WANDB = "output.trackers: [wandb], and WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME or WANDB_MODE in the environment"
+_MLFLOW = "output.trackers: [mlflow], and MLFLOW_TRACKING_URI or MLFLOW_EXPERIMENT_NAME in the environment"
 _ONE_SEED = "training.seed alone decides"
 _OWN_TEMPLATE = "the model's own chat template is always used"
 _READ_HERE = "rows are read and tokenised once per run"
@@ -246,10 +249,19 @@ ROWS: tuple[tuple[tuple[str, ...], Rule], ...] = (
     (("save_safetensors",), already((True,), "weights are written as safetensors", "true")),
     (("save_only_model",), already((False,), "checkpoints are complete", "false")),
     (("plot_loss",), already((True,), "report.html draws the loss", "true")),
-    (("report_to",), refused("sending figures to a tracker", _TRACKERS)),
-    (("use_wandb", "wandb_project", "wandb_entity", "wandb_name", "wandb_log_model"), refused("W&B", _TRACKERS)),
-    (("wandb_watch", "wandb_run_id", "wandb_mode", "use_tensorboard"), refused("a tracker", _TRACKERS)),
-    (("mlflow_tracking_uri", "mlflow_experiment_name", "use_mlflow", "use_comet"), refused("a tracker", _TRACKERS)),
+    (("report_to", "log_with"), Rule(trackers, "output")),
+    (("use_wandb",), turns_on("output.trackers", ["wandb"])),
+    (("use_tensorboard",), turns_on("output.trackers", ["tensorboard"])),
+    (("use_mlflow",), turns_on("output.trackers", ["mlflow"])),
+    (("use_trackio",), turns_on("output.trackers", ["trackio"])),
+    (("use_comet",), refused("Comet", _TRACKERS)),
+    (
+        ("wandb_project", "wandb_entity", "wandb_name", "wandb_mode"),
+        refused("a W&B setting in the configuration", _WANDB),
+    ),
+    (("wandb_run_id",), refused("choosing the run at W&B", "remove it: a resumed run goes on in its own")),
+    (("wandb_watch", "wandb_log_model"), refused("sending weights or gradients to W&B", "remove it")),
+    (("mlflow_tracking_uri", "mlflow_experiment_name"), refused("an MLflow setting in the configuration", _MLFLOW)),
     (("run_name", "logging_dir"), refused("a name or directory for a tracker", "output.dir names the run")),
     (("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo"), refused("pushing to the Hub", _REGISTRY)),
     (("logging_first_step", "disable_tqdm", "log_level", "include_num_input_tokens_seen"), neutral("only display")),

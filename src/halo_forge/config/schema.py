@@ -294,6 +294,8 @@ class OutputSection(Section):
     """Steps between lines on the console and in training_log.json; metrics.jsonl has every step."""
     final: Literal["best_val", "latest"] = "best_val"
     """Which weights become final_model/."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = []
+    """Boards of other tools that get a copy of metrics.jsonl while training."""
 
 
 class EvaluationSection(Section):
@@ -304,6 +306,10 @@ class EvaluationSection(Section):
     batch_size: PositiveInt = 16
     json_schema: str | None = None
     """A JSON Schema file that answers must satisfy."""
+    sample_prompts: Annotated[int, Field(ge=0)] = 3
+    """Validation prompts that are answered at every validation, kept in samples.jsonl; 0 answers none."""
+    sample_tokens: PositiveInt = 48
+    """Longest of these answers in tokens."""
     confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
     bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
 

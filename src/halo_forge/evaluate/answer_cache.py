@@ -16,14 +16,16 @@ from typing import Any
 import torch
 
 from halo_forge.chat.records import Example
-from halo_forge.evaluate.forward import language_model
-from halo_forge.evaluate.generate import Prompt
+from halo_forge.models.forward import language_model
+from halo_forge.models.generate import Prompt
 from halo_forge.runs import library_versions, sha256_bytes, sha256_file, sha256_json
 
 VALUES_PER_TENSOR = 1024
 DECISIVE_LIBRARIES = ("torch", "transformers", "peft")
-DECISIVE_FILES = ("generate.py", "kv_cache.py", "heldout.py", "forward.py", "answer_cache.py")
-"""Files of this package whose change makes kept results worthless."""
+DECISIVE_FILES = (
+    "models/generate.py", "models/kv_cache.py", "models/forward.py", "evaluate/heldout.py", "evaluate/answer_cache.py",
+)  # fmt: skip
+"""Files whose change makes kept results worthless."""
 
 
 ADAPTER_MARKS = ("lora_", "bottleneck_adapter", "trainable_tokens_delta", ".modules_to_save.")
@@ -90,7 +92,7 @@ def example_key(example: Example) -> str:
 
 def cache_name(model: torch.nn.Module, settings: dict[str, Any], *, adapters: bool) -> str:
     """File name for the results of this model: weights, settings, and the code and libraries that compute them."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     versions = library_versions()
     return sha256_json(
         {

@@ -19,12 +19,12 @@ from halo_forge.config.schema import Config
 from halo_forge.errors import OutOfMemory
 from halo_forge.evaluate.baseline import baseline_metrics
 from halo_forge.evaluate.compare import Scored, compare_metrics, not_compared, score_items
-from halo_forge.evaluate.forward import keep_going
 from halo_forge.evaluate.items import Item, conversations_to_items, read_holdout
 from halo_forge.evaluate.json_answers import load_schema
 from halo_forge.evaluate.measure import Measured, Measuring, measure_model
 from halo_forge.evaluate.scorers import METRICS, Answer
 from halo_forge.evaluate.statistics import Resampling
+from halo_forge.models.forward import keep_going
 from halo_forge.runs import (
     Notify,
     RunDirectory,

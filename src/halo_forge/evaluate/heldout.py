@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from halo_forge.chat.records import Example
-from halo_forge.evaluate.forward import Precision, computing_in, keep_going, language_model, padded_attention
+from halo_forge.models.forward import Precision, computing_in, keep_going, language_model, padded_attention
 
 LOGITS_PER_CHUNK = 16_000_000
 """Vocabulary logits held at once: 64 MB in float32."""

@@ -12,7 +12,7 @@ from halo_forge.artifacts import PreparedData, SplitReport
 from halo_forge.chat import ChatEncoder, Conversation, Example, prompt_and_reference, read_conversations
 from halo_forge.config.schema import Config
 from halo_forge.errors import DataError, RowError
-from halo_forge.evaluate.generate import Prompt
+from halo_forge.models.generate import Prompt
 from halo_forge.runs import RunDirectory, sha256_file
 
 

@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from halo_forge.config.schema import EvaluationSection
 from halo_forge.evaluate.answer_cache import AnswerCache, cache_name, example_key, prompt_key
-from halo_forge.evaluate.forward import Precision, language_model
-from halo_forge.evaluate.generate import Generation, generate
 from halo_forge.evaluate.heldout import answer_nll
 from halo_forge.evaluate.items import Item, decode
 from halo_forge.evaluate.scorers import Answer
+from halo_forge.models.forward import Precision, language_model
+from halo_forge.models.generate import Generation, generate
 from halo_forge.runs import Notify
 
 MAX_TOKENS_PER_BATCH = {"cpu": 2048}

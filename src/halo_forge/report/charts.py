@@ -17,6 +17,8 @@ from halo_forge.report.wording import learning_rate, metric_value, number, scale
 
 CURVE_WIDTH = 1000.0  # units of the stretched box
 MAX_DRAWN_POINTS = 240
+MIN_BAND_WIDTH = 0.8  # percent
+MAX_SOURCES_DRAWN = 7  # as many colours as can be told apart
 SMOOTHING_STEPS = 20  # the smooth curve averages over about one part in so many of all steps
 
 
@@ -34,6 +36,28 @@ class Dot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """Steps of a chart that something is said about, both included."""
+
+    number: int
+    first: int
+    last: int
+    tone: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """A mark's place: percent of the width."""
+
+    number: int
+    x: float
+    width: float
+    tone: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LineChart:
     """Paths are in a box CURVE_WIDTH wide and `height` high; `words` tells the chart to those who cannot see it."""
 
@@ -44,6 +68,29 @@ class LineChart:
     smooth: str
     dots: tuple[Dot, ...]
     dots_path: str
+    words: str
+    bands: tuple[Band, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceCurve:
+    """One source. `number` chooses its colour; first and last are its training loss there, or validation loss."""
+
+    name: str
+    number: int
+    path: str
+    dots: tuple[Dot, ...]
+    train: tuple[float, float] | None
+    validation: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceChart:
+    height: int
+    y_ticks: tuple[Tick, ...]
+    x_ticks: tuple[Tick, ...]
+    curves: tuple[SourceCurve, ...]
+    num_hidden: int
     words: str
 
 
@@ -67,7 +114,9 @@ class IntervalRow:
 # ---------------------------------------------------------------------------------------------- curves
 
 
-def loss_chart(train: Sequence[Point], validation: Sequence[Point], height: int = 240) -> LineChart | None:
+def loss_chart(
+    train: Sequence[Point], validation: Sequence[Point], marks: Sequence[Mark] = (), height: int = 240
+) -> LineChart | None:
     if not train and not validation:
         return None
     values = [point.value for point in (*train, *validation)]
@@ -100,6 +149,52 @@ def loss_chart(train: Sequence[Point], validation: Sequence[Point], height: int 
         dots=dots,
         dots_path=scale.path(_thinned(validation)),
         words=words,
+        bands=tuple(_band(mark, scale) for mark in marks),
+    )
+
+
+def _band(mark: Mark, scale: _Scale) -> Band:
+    """At least MIN_BAND_WIDTH wide, so that one step can be seen, and inside the chart."""
+    left, right = (min(max(scale.x_percent(step), 0.0), 100.0) for step in (mark.first, mark.last))
+    width = max(right - left, MIN_BAND_WIDTH)
+    return Band(number=mark.number, x=round(min(left, 100 - width), 2), width=width, tone=mark.tone, words=mark.words)
+
+
+def source_chart(
+    train: Mapping[str, Sequence[Point]], validation: Mapping[str, Sequence[Point]], height: int = 200
+) -> SourceChart | None:
+    """One smoothed training curve for each source, its validations as dots. None with fewer than two sources."""
+    names = sorted({*train, *validation})
+    shown = names[:MAX_SOURCES_DRAWN]
+    points = [point for name in shown for point in (*train.get(name, ()), *validation.get(name, ()))]
+    if len(names) < 2 or not points:
+        return None
+    top = _nice_above(_upper_fence([point.value for point in points], floor=0))
+    first, last = _step_range(points)
+    scale = _Scale(first, last, min(0.0, math.floor(min(point.value for point in points))), top, height)
+    curves = []
+    for number_, name in enumerate(shown):
+        steps, checks = list(train.get(name, ())), list(validation.get(name, ()))
+        curves.append(
+            SourceCurve(
+                name=name,
+                number=number_,
+                path=scale.path(_thinned(_smoothed(steps))),
+                dots=tuple(
+                    Dot(scale.x_percent(p.step), scale.y(p.value), f"{name}: {number(p.value)}, step {p.step}")
+                    for p in _thinned(checks)
+                ),
+                train=(_smoothed(steps)[0].value, _smoothed(steps)[-1].value) if steps else None,
+                validation=(checks[0].value, checks[-1].value) if checks else None,
+            )
+        )
+    return SourceChart(
+        height=height,
+        y_ticks=scale.y_ticks(),
+        x_ticks=scale.x_ticks(),
+        curves=tuple(curves),
+        num_hidden=len(names) - len(shown),
+        words=f"Loss by source over {last:,} steps, {len(shown)} sources; the table below has the numbers.",
     )
 
 

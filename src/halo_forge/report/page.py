@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from halo_forge.report import wording
 from halo_forge.report.answers import FIRST_SHOWN, side_by_side
-from halo_forge.report.charts import interval_row, length_strip, loss_chart, rate_chart
+from halo_forge.report.charts import interval_row, length_strip, loss_chart, rate_chart, source_chart
 from halo_forge.report.data_charts import small_share
 from halo_forge.report.data_section import data_part
 from halo_forge.report.read_run import RunFiles, read_run
@@ -30,6 +30,7 @@ from halo_forge.report.sections import (
     stages,
     training_facts,
 )
+from halo_forge.report.training_section import sample_views, training_findings
 from halo_forge.report.visible import visible
 from halo_forge.runs import RunDirectory, write_atomic
 
@@ -56,6 +57,7 @@ def render_report(run: RunDirectory, holdout_uses: str = "") -> str:
 def _content(files: RunFiles, holdout_uses: str) -> dict[str, Any]:
     style = _style()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    found = training_findings(files.metrics)
     comparisons = files.evaluation.comparisons if files.evaluation else ()
     return {
         # Our own file, the only text on the page that is not escaped: its hash must be of the very characters.
@@ -75,7 +77,12 @@ def _content(files: RunFiles, holdout_uses: str) -> dict[str, Any]:
         "length_strip": length_strip(files.prepared.token_lengths, files.prepared.max_seq_length)
         if files.prepared
         else None,
-        "loss_chart": loss_chart(files.metrics.train_loss, files.metrics.validation_loss),
+        "training_findings": found,
+        "loss_chart": loss_chart(
+            files.metrics.train_loss, files.metrics.validation_loss, found.marks if found is not None else ()
+        ),
+        "source_chart": source_chart(files.metrics.train_sources, files.metrics.validation_sources),
+        "samples": sample_views(files.samples),
         "rate_chart": rate_chart(files.metrics.learning_rate),
         "training_facts": training_facts(files),
         "comparisons": [(row, interval_row(row)) for row in comparisons],

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from halo_forge.artifacts import Artifact, EvalReport, GateDecision, PreparedData, Release, TrainedModel
+from halo_forge.diagnosis import Diagnosis, Series, curves_of, diagnose_lines
 from halo_forge.errors import DataError
 from halo_forge.report.ledger_digest import LedgerDigest, read_ledger
 from halo_forge.runs import RunDirectory, read_artifact
@@ -35,6 +36,20 @@ class Metrics:
     validation_loss: list[Point] = field(default_factory=list)
     learning_rate: list[Point] = field(default_factory=list)
     num_nonfinite: int = 0
+    train_sources: dict[str, list[Point]] = field(default_factory=dict)
+    validation_sources: dict[str, list[Point]] = field(default_factory=dict)
+    diagnosis: Diagnosis | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleAnswer:
+    """What the model said to a validation prompt while it trained."""
+
+    step: int
+    prompt: str
+    answer: str
+    reference: str
+    stopped: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +90,7 @@ class RunFiles:
     metrics: Metrics = field(default_factory=Metrics)
     masks: list[MaskSample] = field(default_factory=list)
     answers: list[AnsweredItem] = field(default_factory=list)
+    samples: list[SampleAnswer] = field(default_factory=list)
     ledger: LedgerDigest = field(default_factory=LedgerDigest)
     problems: list[str] = field(default_factory=list)
 
@@ -98,6 +114,7 @@ def read_run(run: RunDirectory) -> RunFiles:
     files.metrics = read_metrics(run.file("metrics.jsonl"), files.problems)
     files.masks = _read_masks(run.file("data/mask_samples.json"), files.problems)
     files.answers = _read_answers(run.file("eval/answers.jsonl"), files.problems)
+    files.samples = _read_samples(run.file("samples.jsonl"), files.problems)
     files.ledger = read_ledger(run.file("data/ledger.jsonl"), files.problems)
     return files
 
@@ -150,20 +167,36 @@ def _lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def read_metrics(path: Path, problems: list[str]) -> Metrics:
-    metrics = Metrics()
-    for row in _lines(path, problems):
-        step, loss, rate = row.get("step"), row.get("loss"), row.get("learning_rate")
-        if not isinstance(step, int):
-            continue
-        series = {"train": metrics.train_loss, "validation": metrics.validation_loss}.get(str(row.get("kind")))
-        if series is not None:
-            if _is_finite(loss):
-                series.append(Point(step, float(loss)))
-            else:
-                metrics.num_nonfinite += 1
-        if row.get("kind") == "train" and _is_finite(rate):
-            metrics.learning_rate.append(Point(step, float(rate)))
+    rows = list(_lines(path, problems))
+    curves = curves_of(rows)
+    metrics = Metrics(
+        train_loss=_points(curves.loss),
+        validation_loss=_points(curves.validation),
+        learning_rate=_points(curves.learning_rate),
+        num_nonfinite=len(curves.nonfinite_steps),
+        train_sources={name: _points(series) for name, series in curves.sources.items()},
+        validation_sources={name: _points(series) for name, series in curves.validation_sources.items()},
+    )
+    if rows:
+        metrics.diagnosis = diagnose_lines(path.parent, rows)
     return metrics
+
+
+def _points(series: Series) -> list[Point]:
+    return [Point(step, value) for step, value in zip(series.steps.tolist(), series.values.tolist(), strict=True)]
+
+
+def _read_samples(path: Path, problems: list[str]) -> list[SampleAnswer]:
+    samples, num_bad = [], 0
+    for row in _lines(path, problems):
+        try:
+            texts = {name: _text(row[name]) for name in ("prompt", "answer", "reference")}
+            samples.append(SampleAnswer(step=int(row["step"]), stopped=bool(row.get("stopped")), **texts))
+        except (TypeError, ValueError, KeyError, OverflowError):
+            num_bad += 1
+    if num_bad:
+        problems.append(f"{num_bad} lines of {path.name} are not sample answers; they are left out")
+    return samples
 
 
 def _is_finite(value: Any) -> TypeGuard[float]:

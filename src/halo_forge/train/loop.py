@@ -30,8 +30,9 @@ from halo_forge.train.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
-from halo_forge.train.metrics import MetricsLog
 from halo_forge.train.optimizer import pull_to_start
+from halo_forge.train.run_log import RunLog, open_run_log
+from halo_forge.train.samples import Sampler, open_sampler, take_samples
 from halo_forge.train.session import Session
 from halo_forge.train.step import StepResult, train_step
 
@@ -45,7 +46,8 @@ class Cursor:
     """Where the run stands. `state` is replaced, never changed, so a checkpoint always sees one consistent moment."""
 
     state: TrainState
-    metrics: MetricsLog | None  # only the main process writes
+    metrics: RunLog | None  # only the main process writes
+    sampler: Sampler | None = None
 
 
 def restore(session: Session, resume_from: Path | None, notify: Notify) -> Cursor:
@@ -69,7 +71,7 @@ def restore(session: Session, resume_from: Path | None, notify: Notify) -> Curso
         return Cursor(state, None)
     if found is not None:
         update_pointers(session, state)
-    return Cursor(state, MetricsLog(run / "metrics.jsonl", state.metrics_bytes))
+    return Cursor(state, open_run_log(session, state, notify), open_sampler(session, state))
 
 
 def run_steps(session: Session, cursor: Cursor, notify: Notify, check: Callable[[], None]) -> StopReason:
@@ -88,6 +90,8 @@ def run_steps(session: Session, cursor: Cursor, notify: Notify, check: Callable[
                 release_memory(session.compute.device)
             if done % training.eval_steps == 0 or done == session.num_steps:
                 validate(session, cursor, notify)
+                if cursor.sampler is not None:
+                    take_samples(session, cursor.sampler, cursor.state, notify)
             stopped_early = is_out_of_patience(session, cursor.state)
             is_last = done == session.num_steps or stopped_early
             if is_last or done % session.config.output.save_steps == 0 or is_new_best(cursor.state):
@@ -208,7 +212,7 @@ def validate(session: Session, cursor: Cursor, notify: Notify) -> None:
     if cursor.metrics is not None:
         told = {"by_source": by_source} if by_source else {}
         cursor.metrics.append(kind="validation", step=state.step, loss=loss, **told)
-    notify("train.validation", {"step": state.step, "loss": loss, "is_best": improved})
+    notify("train.validation", {"step": state.step, "loss": loss, "is_best": improved, "by_source": by_source})
 
 
 def is_out_of_patience(session: Session, state: TrainState) -> bool:

@@ -33,6 +33,7 @@ from halo_forge.train.checkpoint import PREFIX, TrainState, checkpoint_path, dis
 from halo_forge.train.loop import Cursor, StopReason, restore, run_steps
 from halo_forge.train.metrics import read_metrics, write_training_log
 from halo_forge.train.session import Session, current_processes, open_session, training_fingerprint, use_all_cores
+from halo_forge.train.trackers import require_trackers
 
 FINAL_MODEL = "final_model"
 RECORD = "trained.json"
@@ -59,6 +60,7 @@ def train(
     check        raises Interrupted when the process should stop; a checkpoint is written first
     Raises TrainingError, CheckpointError, OutOfMemory, ModelNotFound, Interrupted.
     """
+    require_trackers(config.output.trackers)
     use_all_cores()
     if resume_from is not None:
         resume_from = rewind(run.path, resume_from)
@@ -178,6 +180,7 @@ def make_record(
         train_loss=sum(log) / len(log) if log else float("nan"),
         validation_loss=state.last_validation_loss,
         best_validation_loss=state.best_validation_loss,
+        validation_by_source=_validation_by_source(run.path),
         best_val=_name(state.best_val_step),
         best_train=_name(state.best_train_step),
         latest=f"{PREFIX}{state.step}",
@@ -197,6 +200,13 @@ def _name(step: int | None) -> str | None:
 
 def _train_losses(run: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "train" and line["applied"]]
+
+
+def _validation_by_source(run: Path) -> dict[str, float]:
+    """Loss of each source at the last validation; empty where rows have no named sources."""
+    validations = [line for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "validation"]
+    by_source = validations[-1].get("by_source", {}) if validations else {}
+    return {name: float(of_source["loss"]) for name, of_source in by_source.items()}
 
 
 def peak_memory_bytes(device: torch.device) -> int:

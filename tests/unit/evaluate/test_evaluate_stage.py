@@ -18,8 +18,8 @@ from halo_forge.chat import Conversation, Message, SourceRef, TextPart, prompt_a
 from halo_forge.config.schema import Config
 from halo_forge.errors import DataError, Interrupted, OutOfMemory, UsageError
 from halo_forge.evaluate import check_evaluation, evaluate
-from halo_forge.evaluate.generate import Prompt, generate
 from halo_forge.evaluate.items import decode
+from halo_forge.models.generate import Prompt, generate
 from halo_forge.runs import RunDirectory, read_artifact, sha256_json
 
 if TYPE_CHECKING:

@@ -127,7 +127,14 @@ def build_hostile(builder: ModuleType, path: Path, payloads: list[str]):
         if kind is not None:
             kind.model_validate(content)
         file.write_text(json.dumps(content))
-    for name in ("eval/answers.jsonl", "data/ledger.jsonl", "metrics.jsonl"):
+    sources = {name: {"loss": 1.0, "num_supervised_tokens": 3} for name in payloads}
+    built.run.file("samples.jsonl").write_text(
+        json.dumps({"step": 1, "prompt": "p", "answer": "a", "reference": "r", "stopped": True}) + "\n"
+    )
+    with open(built.run.file("metrics.jsonl"), "a") as metrics:
+        for step in range(1000, 1003):
+            metrics.write(json.dumps({"kind": "train", "step": step, "loss": 1.0, "by_source": sources}) + "\n")
+    for name in ("eval/answers.jsonl", "data/ledger.jsonl", "metrics.jsonl", "samples.jsonl"):
         file = built.run.file(name)
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         keep = {"kind", "action"}

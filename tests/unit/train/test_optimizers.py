@@ -1,4 +1,4 @@
-"""What changes weights beside the gradient: clipping in the optimizer's pass, the pull to the start; embedding noise."""
+"""What changes weights beside the gradient: clipping in the optimizer's pass, the pull to the start; noise."""
 
 from __future__ import annotations
 

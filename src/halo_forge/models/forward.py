@@ -1,4 +1,4 @@
-"""How evaluation calls a model: the language model inside a wrapper, with an attention that respects padding."""
+"""How padded rows go through a model: the language model inside a wrapper, with an attention that respects padding."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from halo_forge.evaluate.forward import keep_going, language_model, padded_attention
-from halo_forge.evaluate.kv_cache import SlotLayer, slot_cache
+from halo_forge.models.forward import keep_going, language_model, padded_attention
+from halo_forge.models.kv_cache import SlotLayer, slot_cache
 
 
 @dataclass(frozen=True, slots=True)
