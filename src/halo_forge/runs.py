@@ -288,7 +288,15 @@ def forget(run: RunDirectory) -> None:
 
 RUN_FILES = frozenset(
     (
-        *("config.resolved.yaml", "compute.json", "data", "first_batch.txt", "metrics.jsonl", "training_log.json"),
+        *(
+            "config.resolved.yaml",
+            "compute.json",
+            "preflight.json",
+            "data",
+            "first_batch.txt",
+            "metrics.jsonl",
+            "training_log.json",
+        ),
         *("best_val", "best_train", "latest", "trained.json", "final_model"),
         *("eval", "baseline_metrics.json", "gate.json", "release.json", "report.html"),
     )

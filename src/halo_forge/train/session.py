@@ -181,7 +181,7 @@ def open_session(
         )
     if attention == "unpacked":
         notify("note", {"text": "this model cannot keep packed documents apart: every document runs alone (slower)"})
-    if training.gradient_checkpointing:
+    if compute.recompute:
         recompute_activations(model)
     model.train()
     packed = training.packing and attention != "unpacked"
