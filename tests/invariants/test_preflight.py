@@ -49,6 +49,31 @@ def test_the_run_has_the_same_numbers_with_and_without(
     assert runs[0] == runs[1]
 
 
+def test_weights_buffers_gradients_optimizer_and_random_state_come_out_as_they_went_in(
+    tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = train_module.preflight, []
+
+    def state_of(opened: session.Session) -> list[Any]:
+        tensors = [*opened.model.parameters(), *opened.model.buffers(), torch.get_rng_state()]
+        gradients = [parameter.grad for parameter in opened.parameter_names]
+        return [*(t.detach().clone() for t in tensors), gradients, dict(opened.optimizer.state), opened.model.training]
+
+    def compared(opened: session.Session, *args: Any) -> None:
+        before = state_of(opened)
+        real(opened, *args)
+        after = state_of(opened)
+        assert len(before) == len(after) > 30
+        for one, two in zip(before, after, strict=True):
+            assert torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+        seen.append(True)
+
+    monkeypatch.setattr(train_module, "preflight", compared)
+    prepared = prepared_run(tiny_tokenizer, tiny_model_dir, tmp_path / "run", max_steps=1, preflight="overfit")
+    train_now(prepared)
+    assert seen == [True]
+
+
 def test_it_says_what_it_measured_and_is_not_repeated(
     tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

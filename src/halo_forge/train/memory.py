@@ -53,11 +53,12 @@ LOGIT_COPIES = 2
 """[S, V] tensors that live at once in the loss: logits and their gradient. By reading train/loss.py."""
 LOGIT_CHUNK_ROWS = 128
 """Rows of logits that the loss holds in float32, twice. By reading train/loss.py."""
-TOP_BYTES = 12
-"""For each token and hidden feature outside the layers: embedding, last norm, input of the head. Measured: 8 to 10."""
-ALLOCATOR_SLACK = {"cpu": 0.85, "cuda": 0.1}
-"""Memory that the allocator holds beyond what lives, as a share of activations and logits: glibc keeps the pieces of
-differently sized micro-batches. Calibrated on the table in docs/plan.md."""
+TOP_BYTES: dict[Method, int] = {"full": 8, "lora": 4}
+"""For each token and hidden feature outside the layers: the embedding's output and the last norm. Measured alike."""
+ALLOCATOR_SHARE = {"cpu": 0.2, "cuda": 0.1}
+ALLOCATOR_KEPT: dict[Method, int] = {"lora": 650_000_000, "full": 400_000_000}
+"""Memory that the allocator holds beyond what lives: a share of activations and logits, and, on a CPU, the freed pieces
+of up to 32 MB that glibc keeps for later, which do not grow with the run. Fitted to the table in docs/plan.md."""
 PROCESS_BYTES = {"cpu": 550_000_000, "cuda": 600_000_000}
 """CPU: Python, torch, transformers, a tokenizer, the rest of the data stage (450 to 600 MB measured). GPU: the CUDA
 context, which `free memory` pays."""
@@ -128,16 +129,20 @@ def predict_memory(inputs: MemoryInputs) -> tuple[Phase, ...]:
     head_gradient = 0
     if inputs.method == "full":  # of the output layer: computed in the compute type, then added in float32
         head_gradient = inputs.shape.head * (inputs.itemsize + 4)
-    slack = ALLOCATOR_SLACK[inputs.device]
     step = {
         **held,
         "gradients": inputs.num_trainable * 4,
         "activations": activations,
         "logits": logits + head_gradient,
-        "allocator": round(slack * (activations + logits + head_gradient)),
+        "allocator": _allocator_bytes(inputs, activations + logits + head_gradient),
     }
-    one_layer = layer_bytes(inputs) + round(TOP_BYTES * inputs.shape.hidden * inputs.batch.num_tokens)
-    validation = {**held, "activations": one_layer, "logits": logits, "allocator": round(slack * (one_layer + logits))}
+    one_layer = layer_bytes(inputs) + round(TOP_BYTES[inputs.method] * inputs.shape.hidden * inputs.batch.num_tokens)
+    validation = {
+        **held,
+        "activations": one_layer,
+        "logits": logits,
+        "allocator": _allocator_bytes(inputs, one_layer + logits),
+    }
     phases = [
         Phase(name="training step", parts=_without_zeros(step)),
         Phase(name="validation", parts=_without_zeros(validation)),
@@ -151,7 +156,7 @@ def predict_memory(inputs: MemoryInputs) -> tuple[Phase, ...]:
 def activation_bytes(inputs: MemoryInputs) -> int:
     """What the forward pass of the micro-batch leaves for the backward pass, without the head."""
     shape, tokens = inputs.shape, inputs.batch.num_tokens
-    top = TOP_BYTES * shape.hidden * tokens
+    top = TOP_BYTES[inputs.method] * shape.hidden * tokens
     if inputs.recompute:
         checkpoints = SAVED[inputs.method, inputs.precision].checkpoint * shape.hidden * tokens * shape.num_layers
         return round(top + checkpoints + layer_bytes(inputs))
@@ -202,6 +207,14 @@ def _held(inputs: MemoryInputs) -> dict[str, int]:
     }
 
 
+def _allocator_bytes(inputs: MemoryInputs, passing: int) -> int:
+    """`passing`: bytes that come and go with a batch. A small model never fills what glibc would keep."""
+    share = round(ALLOCATOR_SHARE[inputs.device] * passing)
+    if inputs.device == "cuda":
+        return share
+    return share + min(ALLOCATOR_KEPT[inputs.method], 2 * (passing + weight_bytes(inputs)))
+
+
 def _written_bytes(inputs: MemoryInputs) -> int:
     """final_model/ of a full run is cast to its file type and read back. Checkpoints are written from where they lie;
     from a GPU they pass through the machine's memory, not the GPU's."""
@@ -226,7 +239,7 @@ def _evaluation(inputs: MemoryInputs) -> dict[str, int]:
         "key/value cache": cache,
         "reading prompts": reading + scores,
         "logits": logits,
-        "allocator": round(ALLOCATOR_SLACK[inputs.device] * (reading + scores + logits)),
+        "allocator": _allocator_bytes(inputs, reading + scores + logits),
     }
 
 

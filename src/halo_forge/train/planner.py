@@ -44,7 +44,8 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """Bytes. A checkpoint is written beside those that stay, so one more than are kept must fit."""
+    """Bytes. A checkpoint is written beside those that stay: num_checkpoints is one more than are kept, if ever so many
+    are written."""
 
     checkpoint: int
     num_checkpoints: int
@@ -135,7 +136,7 @@ def plan_run(
         tokens_per_s=speed,
         speed_source=source,
         time_s=time_s,
-        disk=_disk(config, shape, inputs.num_trainable, num_steps, num_validations, workload.data_bytes),
+        disk=_disk(config, shape, inputs.num_trainable, num_steps, workload.data_bytes),
         free_disk_bytes=machine.free_disk_bytes,
     )
 
@@ -196,19 +197,19 @@ def _num_steps(config: Config, workload: Workload, packing: Packing) -> int | No
     return num_training_steps(config, order)
 
 
-def _disk(
-    config: Config, shape: ModelShape, num_trainable: int, num_steps: int | None, num_validations: int, data: int | None
-) -> Disk:
+def _disk(config: Config, shape: ModelShape, num_trainable: int, num_steps: int | None, data: int | None) -> Disk:
     """Weights and two moments in float32 for each checkpoint; best_val, best_train and latest stay whatever the limit
     says; the newest is written before the oldest goes. final_model/ keeps the base's two-byte type when full."""
     checkpoint = num_trainable * 4 * 3 + CHECKPOINT_OVERHEAD_BYTES
-    kept = max(config.output.save_total_limit, 3)
+    kept = max(config.output.save_total_limit, 3) + 1
     if num_steps is not None:
-        kept = min(kept, num_steps // config.output.save_steps + num_validations + 1)
+        save, validate = config.output.save_steps, config.training.eval_steps
+        ends_with_one = num_steps % save == 0 or num_steps % validate == 0
+        kept = min(kept, num_steps // save + num_steps // validate + (not ends_with_one))
     final = num_trainable * 4 if config.training.method == "lora" else shape.num_parameters * 2
     return Disk(
         checkpoint=checkpoint,
-        num_checkpoints=kept + 1,
+        num_checkpoints=kept,
         final_model=final + 2 * CHECKPOINT_OVERHEAD_BYTES,
         data=data,
     )
