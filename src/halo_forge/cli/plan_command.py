@@ -139,7 +139,7 @@ def _disk(foreseen: Forecast) -> str:
     data = "" if disk.data is None else f", prepared rows {_gb(disk.data)}"
     verdict = "" if plan.disk_fits else ": does not fit"
     return (
-        f"{_gb(disk.num_bytes)}{free}{verdict} ({disk.num_checkpoints} checkpoints of {_gb(disk.checkpoint)}, "
+        f"{_gb(disk.num_bytes)}{free}{verdict} ({disk.num_checkpoints} x checkpoint of {_gb(disk.checkpoint)}, "
         f"final_model {_gb(disk.final_model)}{data})"
     )
 

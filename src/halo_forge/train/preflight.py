@@ -22,15 +22,16 @@ from halo_forge.runs import Notify, RunDirectory, write_json
 from halo_forge.train.checkpoint import list_checkpoints
 from halo_forge.train.forecast import Forecast, device_bytes
 from halo_forge.train.mask_check import check_masks
-from halo_forge.train.memory import Phase
+from halo_forge.train.memory import ALLOCATOR_SHARE
 from halo_forge.train.overfit import check_overfit
 from halo_forge.train.remedies import cheapest_fix
 from halo_forge.train.session import Session
 from halo_forge.train.trial import Trial, trial_step
 
 RECORD = "preflight.json"
-TRIAL_BUDGET_S = 5.0
-"""A trial that is expected to take longer is run on fewer rows, unless memory is the question (below)."""
+TRIAL_BUDGET_S = 3.0
+"""A trial that is foreseen to take longer is run on fewer rows, unless memory is the question (below): imports, rows
+and weights take about 7 s of the 10 s that the first step should begin in."""
 CLOSE_SHARE = 0.5
 """Above this share of the memory that is free, the largest micro-batch is tried whatever it takes: below, twice the
 predicted memory would still fit, and no prediction has been off by more than a quarter (docs/plan.md)."""
@@ -160,10 +161,12 @@ def check_gradients(trial: Trial, session: Session) -> None:
 
 
 def predicted_growth(foreseen: Forecast) -> int:
-    """What the step needs beyond what is loaded: the optimizer's moments come with its first real step."""
-    step: Phase = foreseen.plan.phases[0]
-    loaded = ("process", "weights", "optimizer")
-    return sum(num_bytes for part, num_bytes in step.parts.items() if part not in loaded)
+    """What one micro-batch needs beyond what is loaded. The optimizer's moments come with the first real step, and the
+    first gradients take the place of the activations that they are made from."""
+    parts = foreseen.plan.phases[0].parts
+    activations, logits = parts["activations"], parts["logits"]
+    share = ALLOCATOR_SHARE[foreseen.plan.device] * (activations + logits)
+    return round(parts.get("bfloat16 copy", 0) + logits + max(activations, parts["gradients"]) + share)
 
 
 def trial_words(trial: Trial, foreseen: Forecast, session: Session, is_largest: bool) -> str:

@@ -79,7 +79,7 @@ def _candidates(config: Config, plan: RunPlan) -> Iterator[Change]:
     if config.output.save_total_limit > 3:
         yield Change(settings={"output.save_total_limit": 3}, words="fewer checkpoints to go back to", cost=0.02)
     if training.packing:
-        tokens, halvings = plan.workload.largest.num_tokens // 2, 1
+        tokens, halvings = -(-workload.largest.num_tokens // 128) * 64, 1  # half, in whole blocks of 64
         while tokens >= max(MIN_MICRO_BATCH_TOKENS, workload.longest_tokens // 2) and halvings <= 3:
             cost = SLOWDOWN_PER_HALVING * halvings
             words = f"the same gradient, about {cost:.0%} slower"
