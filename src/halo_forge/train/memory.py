@@ -55,8 +55,8 @@ LOGIT_CHUNK_ROWS = 128
 """Rows of logits that the loss holds in float32, twice. By reading train/loss.py."""
 TOP_BYTES: dict[Method, int] = {"full": 8, "lora": 4}
 """For each token and hidden feature outside the layers: the embedding's output and the last norm. Measured alike."""
-ALLOCATOR_SHARE = {"cpu": 0.2, "cuda": 0.1}
-ALLOCATOR_KEPT: dict[Method, int] = {"lora": 650_000_000, "full": 400_000_000}
+ALLOCATOR_SHARE = {"cpu": 0.3, "cuda": 0.1}
+ALLOCATOR_KEPT: dict[Method, int] = {"lora": 800_000_000, "full": 300_000_000}
 """Memory that the allocator holds beyond what lives: a share of activations and logits, and, on a CPU, the freed pieces
 of up to 32 MB that glibc keeps for later, which do not grow with the run. Fitted to the table in docs/plan.md."""
 PROCESS_BYTES = {"cpu": 550_000_000, "cuda": 600_000_000}
