@@ -58,6 +58,7 @@ def settings(model: Path, rows: Path, output: Path, **training: Any) -> dict[str
         "training.num_train_epochs": 2,
         "training.learning_rate": 1e-3,
         "training.bf16": False,
+        "training.preflight": False,  # tests of the pre-flight turn it on; others count calls or seconds
         "lora.r": 4,
         "lora.dropout": 0.1,
     }

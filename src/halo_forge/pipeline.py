@@ -20,7 +20,7 @@ from halo_forge.data.prepared_store import store_directory
 from halo_forge.errors import DataError, HaloForgeError
 from halo_forge.evaluate import check_evaluation, evaluate
 from halo_forge.gate import decide, require_known_metrics
-from halo_forge.models.compute import Compute, recall_compute, release_memory
+from halo_forge.models.compute import Compute, known_compute, recall_compute, release_memory
 from halo_forge.models.new_tokens import new_token_ids, tokenizer_of
 from halo_forge.models.pair import ModelPair
 from halo_forge.models.precision import apply_platform_settings
@@ -38,7 +38,9 @@ from halo_forge.runs import (
     write_json,
 )
 from halo_forge.train import check_method, finished_training, step_counts, train
+from halo_forge.train.forecast import Forecast, forecast
 from halo_forge.train.trackers import require_trackers
+from halo_forge.train.workload import row_sizes
 
 Stage = Literal["data", "train", "evaluate", "gate", "publish"]
 SHOWN_MASKS = 3
@@ -288,4 +290,26 @@ def plan(config: Config | ResolvedConfig | str | Path, *, notify: Notify = silen
     )
 
 
-__all__ = ["HaloForgeError", "Plan", "RunResult", "Stage", "model_pair", "plan", "publish_run", "run"]
+def foresee(
+    config: Config | ResolvedConfig | str | Path, *, read_rows: bool = True, notify: Notify = silent
+) -> Forecast:
+    """What a run would need, and what to change where it does not fit. No weights are loaded, nothing is trained.
+
+    read_rows  prepare the rows (kept in the prepared store, so the run does not prepare them again); False takes every
+               row to be data.max_seq_length long and leaves steps and time unknown. Also False where no rows are named.
+    """
+    resolved = for_this_machine(resolve(config), notify)
+    settings = resolved.config
+    output = Path(settings.output.dir)
+    with tempfile.TemporaryDirectory() as scratch, RunDirectory.open(Path(scratch)) as directory:
+        rows = None
+        if read_rows and settings.data.names_rows:
+            tokenizer = tokenizer_of(settings.model, notify)
+            prepared = prepare(settings, directory, tokenizer, notify=notify)
+            rows = row_sizes(directory.path, prepared)
+        earlier = output if (output / "compute.json").is_file() else None
+        compute = known_compute(earlier) or recall_compute(directory, settings.training.bf16)
+        return forecast(settings, rows, compute, directory=earlier or directory.path)
+
+
+__all__ = ["HaloForgeError", "Plan", "RunResult", "Stage", "foresee", "model_pair", "plan", "publish_run", "run"]

@@ -289,7 +289,7 @@ def forget(run: RunDirectory) -> None:
 RUN_FILES = frozenset(
     (
         *("config.resolved.yaml", "compute.json", "data", "first_batch.txt", "metrics.jsonl", "training_log.json"),
-        *("samples.jsonl", "trackers.json", "trackers", "wandb"),
+        *("preflight.json", "samples.jsonl", "trackers.json", "trackers", "wandb"),
         *("best_val", "best_train", "latest", "trained.json", "final_model"),
         *("eval", "baseline_metrics.json", "gate.json", "release.json", "report.html"),
     )

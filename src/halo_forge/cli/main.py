@@ -13,6 +13,7 @@ from halo_forge.cli import (
     data_tools,
     diagnose_command,
     init_command,
+    plan_command,
     release_commands,
     train_commands,
 )
@@ -35,6 +36,7 @@ def build() -> typer.Typer:
     app.callback()(version_option)
     app.command("demo")(train_commands.demo_command)
     app.command("init")(init_command.init_command)
+    app.command("plan")(plan_command.plan_command)
     app.command("run")(train_commands.run_command)
 
     sft = make_app("Fine-tune on text.")

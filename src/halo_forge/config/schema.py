@@ -222,8 +222,13 @@ class TrainingSection(Section):
     """Gradients are scaled down to this global norm; null turns clipping off."""
     bf16: bool | Literal["auto"] = "auto"
     """Compute in bfloat16 over float32 master weights. `auto` measures whether this machine is faster with it."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: less memory, a third (full) to a half (lora) more time. `auto` does
+    it only where keeping them would not fit into the memory that is free."""
+    preflight: bool | Literal["overfit"] = True
+    """Before the first step check the masks of the first rows and try the largest micro-batch (memory, time, a
+    gradient for every trained tensor). `overfit` also learns one row by heart and looks whether the model then stops.
+    The run's numbers are the same either way."""
     eval_steps: PositiveInt = 250
     """Validate every so many steps, and at the end."""
     early_stopping: bool = False

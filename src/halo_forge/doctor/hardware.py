@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from halo_forge.doctor.finding import Finding
+from halo_forge.models.machine import memory_bytes, read_words
 
 # The embedded model trains within 2 GB of memory and 2 GB of disk; a 7B model wants about ten times that.
 MIN_MEMORY_BYTES, GOOD_MEMORY_BYTES = 2 * 2**30, 4 * 2**30
@@ -83,19 +84,12 @@ def cpu_findings() -> Iterable[Finding]:
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
     """Cores this process may use: its affinity, cut by the container's quota (cgroup v2 or v1)."""
     cores = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    quota = _read_words(cgroup / "cpu.max")
+    quota = read_words(cgroup / "cpu.max")
     if not quota:
-        quota = _read_words(cgroup / "cpu/cpu.cfs_quota_us") + _read_words(cgroup / "cpu/cpu.cfs_period_us")
+        quota = read_words(cgroup / "cpu/cpu.cfs_quota_us") + read_words(cgroup / "cpu/cpu.cfs_period_us")
     if len(quota) == 2 and quota[0] not in ("max", "-1"):
         cores = min(cores, int(quota[0]) / int(quota[1]))
     return cores
-
-
-def _read_words(path: Path) -> list[str]:
-    try:
-        return path.read_text().split()
-    except OSError:
-        return []
 
 
 def judge_cpu(num_cores: float, num_threads: int, omp_num_threads: str | None) -> Finding:
@@ -116,27 +110,6 @@ def judge_cpu(num_cores: float, num_threads: int, omp_num_threads: str | None) -
 
 def memory_findings() -> Iterable[Finding]:
     yield judge_memory(*memory_bytes())
-
-
-def memory_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
-    """(limit, available) in bytes: of the machine, or of the container where that is less."""
-    values = {}
-    for line in (proc / "meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        values[name] = int(rest.split()[0]) * 1024
-    total, available = values["MemTotal"], values["MemAvailable"]
-    for folder, limit_file, usage_file, cached in (
-        (cgroup, "memory.max", "memory.current", "inactive_file"),
-        (cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        limit, usage = _read_words(folder / limit_file), _read_words(folder / usage_file)
-        if limit and usage and limit[0] != "max" and int(limit[0]) < total:
-            words = _read_words(folder / "memory.stat")
-            # Cached file pages are counted as used, and given up as soon as somebody needs the room.
-            reclaimable = int(words[words.index(cached) + 1]) if cached in words else 0
-            total = int(limit[0])
-            available = min(available, total - int(usage[0]) + reclaimable)
-    return total, available
 
 
 def judge_memory(total: int, available: int) -> Finding:

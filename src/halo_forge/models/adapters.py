@@ -48,7 +48,7 @@ def add_lora(
     """
     # peft would spell `all-linear` out as one full path per layer; the short names say the same and serve vLLM too.
     names = linear_module_names(model) if target_modules == "all-linear" else target_modules
-    targets = _checked_targets(model, names)
+    targets = checked_targets(model, names)
     config = LoraConfig(
         r=r,
         lora_alpha=whole(alpha),  # type: ignore[arg-type]
@@ -106,7 +106,7 @@ def _output_layer(model: torch.nn.Module) -> torch.nn.Module | None:
     return layer
 
 
-def _checked_targets(model: PreTrainedModel, target_modules: Sequence[str]) -> list[str]:
+def checked_targets(model: PreTrainedModel, target_modules: Sequence[str]) -> list[str]:
     known = linear_module_names(model)
     linear = [
         name

@@ -7,6 +7,7 @@ import gc
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -14,11 +15,16 @@ import torch
 from halo_forge.models.precision import choose_device, choose_precision
 from halo_forge.runs import Notify, RunDirectory, silent, write_json
 
+RECORD = "compute.json"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
+    """recompute: activations are computed again in the backward pass; None = not decided yet."""
+
     device: torch.device
     precision: Literal["float32", "bfloat16"]
+    recompute: bool | None = None
 
 
 def recall_compute(run: RunDirectory, bf16: bool | Literal["auto"], notify: Notify = silent) -> Compute:
@@ -27,15 +33,14 @@ def recall_compute(run: RunDirectory, bf16: bool | Literal["auto"], notify: Noti
     A second measurement on a busy machine could decide differently, and another number of threads sums in another
     order: a resumed run would no longer be the same run.
     """
-    record = run.file("compute.json")
+    known = known_compute(run.path)
+    if known is not None:
+        torch.set_num_threads(json.loads(run.file(RECORD).read_bytes())["num_threads"])
+        return known
     device = choose_device()
-    if record.exists():
-        decided = json.loads(record.read_bytes())
-        torch.set_num_threads(decided["num_threads"])
-        return Compute(device=device, precision=decided["precision"])
     chosen = choose_precision(bf16, device)
     write_json(
-        record,
+        run.file(RECORD),
         {
             "precision": chosen.name,
             "reason": chosen.reason,
@@ -47,6 +52,23 @@ def recall_compute(run: RunDirectory, bf16: bool | Literal["auto"], notify: Noti
     )
     notify("note", {"text": f"computing in {chosen.name} on {device}: {chosen.reason}"})
     return Compute(device=device, precision=chosen.name)
+
+
+def known_compute(run: Path | None) -> Compute | None:
+    """What a run directory has recorded; None where nothing was decided yet."""
+    if run is None or not (run / RECORD).exists():
+        return None
+    decided = json.loads((run / RECORD).read_bytes())
+    return Compute(device=choose_device(), precision=decided["precision"], recompute=decided.get("recompute"))
+
+
+def record_recompute(run: RunDirectory, compute: Compute, reason: str) -> None:
+    """Keep what was decided about activations beside the precision: a resumed run computes as it began."""
+    record = run.file(RECORD)
+    decided = {"precision": compute.precision, "device": str(compute.device), "num_threads": torch.get_num_threads()}
+    if record.exists():
+        decided = json.loads(record.read_bytes())
+    write_json(record, decided | {"recompute": compute.recompute, "recompute_reason": reason})
 
 
 def release_memory(device: torch.device) -> None:

@@ -83,7 +83,7 @@ def load_model(
     Raises ModelNotFound when weights are missing, of another shape or not finite; OutOfMemory when they do not fit.
     """
     directory = resolve_model(name, revision, notify=notify)
-    _check_architecture(directory)
+    check_architecture(directory)
     device = torch.device(device)
     placement: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
     if in_4_bits:
@@ -116,7 +116,7 @@ def load_model(
     return model
 
 
-def _check_architecture(directory: Path) -> None:
+def check_architecture(directory: Path) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     try:

@@ -130,7 +130,7 @@ def guarded_step(session: Session, step: int, batches: list[Batch], check: Calla
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"the device ran out of memory in step {step + 1}: {error}",
-            fix="--set training.micro_batch_tokens=1024, then --set training.gradient_checkpointing=true",
+            fix="`halo-forge plan CONFIG` lists what would fit, and what each change costs",
         ) from None
 
 

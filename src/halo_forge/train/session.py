@@ -221,7 +221,7 @@ def choose_objective(
     """(what a step minimises, the attention's name): through the written-out layers where they cover the model and are
     seen to agree with it, else through the model's own forward pass."""
     training = config.training
-    if training.gradient_checkpointing:
+    if compute.recompute:
         recompute_activations(model)
     only = training.supervised_logits_only
     softening = Softening(label_smoothing=training.label_smoothing, kl_to_base=training.kl_to_base)
@@ -231,7 +231,7 @@ def choose_objective(
         except NotCovered as reason:
             notify("note", {"text": f"transformers' own layers are used: {reason}"})
         else:
-            decoder.recompute, decoder.skip_unread = training.gradient_checkpointing, training.skip_unread
+            decoder.recompute, decoder.skip_unread = bool(compute.recompute), training.skip_unread
             with autocast(compute.device, compute.precision):
                 agrees = decoder.agrees(model, probe.input_ids[0].split(probe.document_lengths))
             if agrees:

@@ -30,8 +30,10 @@ from halo_forge.runs import (
     write_atomic,
 )
 from halo_forge.train.checkpoint import PREFIX, TrainState, checkpoint_path, discard, list_checkpoints
+from halo_forge.train.look_ahead import look_ahead
 from halo_forge.train.loop import Cursor, StopReason, restore, run_steps
 from halo_forge.train.metrics import read_metrics, write_training_log
+from halo_forge.train.preflight import preflight
 from halo_forge.train.session import Session, current_processes, open_session, training_fingerprint, use_all_cores
 from halo_forge.train.trackers import require_trackers
 
@@ -64,6 +66,7 @@ def train(
     use_all_cores()
     if resume_from is not None:
         resume_from = rewind(run.path, resume_from)
+    compute, foreseen = look_ahead(config, run, prepared, compute, notify)
     session = open_session(config, run.path, prepared, tokenizer, compute, notify)
     if session.processes.is_main:
         write_atomic(run.file("first_batch.txt"), first_batch_text(session.examples_of(0), tokenizer))
@@ -80,6 +83,7 @@ def train(
             "attention": session.attention,
         },
     )
+    preflight(session, run, prepared, foreseen, notify)
     cursor = restore(session, resume_from, notify)
     stop_reason = run_steps(session, cursor, notify, check)
     return finish(session, run, prepared, cursor, stop_reason)

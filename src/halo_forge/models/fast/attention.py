@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -47,8 +47,14 @@ def attention_blocks(
 
 def document_blocks(lengths: Sequence[int]) -> tuple[Block, ...]:
     """Blocks of documents that lie end to end and see nothing but themselves."""
-    ends = torch.tensor(lengths).cumsum(0).tolist()
+    ends = list(accumulate(lengths))
     return attention_blocks([end - length for end, length in zip(ends, lengths, strict=True)], ends, [()] * len(ends))
+
+
+def num_kept_scores(length: int) -> int:
+    """How many attention weights of a document each head keeps for the backward pass."""
+    blocks = document_blocks([length])
+    return sum((block.end - block.start) * block.end for block in blocks if block.end <= MAX_KEPT_KEYS)
 
 
 def _joined(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

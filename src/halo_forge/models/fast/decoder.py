@@ -33,6 +33,8 @@ _PARTS = {
     "self_attn": {"q_proj", "k_proj", "v_proj", "o_proj"},  # and both of q_norm, k_norm (Qwen 3), or neither
     "mlp": {"gate_proj", "up_proj", "down_proj", "act_fn"},
 }
+COVERED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Names that config.json gives the families whose layers these are, for plans; what runs is decided by the parts."""
 _NORM_NAMES = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
 
 
@@ -185,7 +187,7 @@ class FastDecoder:
         )  # fmt: skip
 
     def refresh(self) -> None:
-        for projection in self._projections():
+        for projection in self.projections():
             projection.refresh()
 
     def hidden(
@@ -235,22 +237,22 @@ class FastDecoder:
             ]
         finally:
             model.train(was_training)
-        dropouts = [projection.dropout for projection in self._projections()]
+        dropouts = [projection.dropout for projection in self.projections()]
         try:
-            for projection in self._projections():
+            for projection in self.projections():
                 projection.dropout = 0.0
             own = self.hidden(
                 torch.cat(list(documents)), torch.cat(places), document_blocks(lengths),
                 torch.arange(sum(lengths), device=documents[0].device),
             )  # fmt: skip
         finally:
-            for projection, dropout in zip(self._projections(), dropouts, strict=True):
+            for projection, dropout in zip(self.projections(), dropouts, strict=True):
                 projection.dropout = dropout
         reference = torch.cat(alone).float()
         tolerance = (0.05 if self.dtype == torch.bfloat16 else 1e-4) * reference.abs().max().clamp_min(1.0)
         return bool((own.float() - reference).abs().max() <= tolerance)
 
-    def _projections(self) -> list[Projection]:
+    def projections(self) -> list[Projection]:
         inside = [(layer.qkv, layer.output, layer.gate_up, layer.down) for layer in self.layers]
         return [projection for layer in inside for projection in layer] + [self.head]
 
