@@ -38,9 +38,9 @@ from halo_forge.runs import (
     write_json,
 )
 from halo_forge.train import check_method, finished_training, step_counts, train
-from halo_forge.train.forecast import Forecast, forecast
-from halo_forge.train.trackers import require_trackers
-from halo_forge.train.workload import row_sizes
+from halo_forge.train.planning.forecast import Forecast, forecast
+from halo_forge.train.planning.workload import row_sizes
+from halo_forge.train.watching.trackers import require_trackers
 
 Stage = Literal["data", "train", "evaluate", "gate", "publish"]
 SHOWN_MASKS = 3

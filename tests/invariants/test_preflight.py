@@ -6,6 +6,7 @@ import importlib
 import json
 import multiprocessing
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ from halo_forge.chat import read_conversations, read_examples, write_examples
 from halo_forge.chat.records import Example
 from halo_forge.errors import OutOfMemory, TrainingError
 from halo_forge.models.compute import known_compute
-from halo_forge.train import forecast, look_ahead, mask_check, overfit, session, step, trial
-from halo_forge.train import preflight as preflight_module
+from halo_forge.train import session
+from halo_forge.train.batches import Batch
+from halo_forge.train.loss import Objective
+from halo_forge.train.planning import forecast, look_ahead
+from halo_forge.train.preflight import mask_check, overfit, trial
+from halo_forge.train.preflight import preflight as preflight_module
 from training_runs import Prepared, final_weights, losses, prepared_run, train_now, train_two_ranks
 
 Run = tuple[list[float], str]
@@ -170,17 +175,29 @@ def test_frozen_weights_are_refused(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[session.Session, torch.Tensor], torch.Tensor]) -> None:
+    """After everything is set up, the loss becomes another one."""
+    real = train_module.open_session
+
+    def changed(*args: Any) -> session.Session:
+        opened = real(*args)
+        objective = opened.objective
+
+        def nll(batch: Batch, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            total, each = objective.nll(batch, weights)
+            return change(opened, total), each
+
+        opened.objective = Objective(nll, objective.refresh)
+        return opened
+
+    monkeypatch.setattr(train_module, "open_session", changed)
+
+
 def test_a_detached_head_is_refused(
     tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planted: the loss hangs on the weights by a factor of zero only."""
-    real = step.weighted_nll_sum
-
-    def detached(model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        nothing = sum(p.sum() * 0 for p in model.parameters() if p.requires_grad)
-        return real(model, *args, **kwargs).detach() + nothing
-
-    monkeypatch.setattr(step, "weighted_nll_sum", detached)
+    plant(monkeypatch, lambda opened, total: total.detach() + sum(p.sum() * 0 for p in opened.parameter_names))
     prepared = prepared_run(tiny_tokenizer, tiny_model_dir, tmp_path / "run", max_steps=2, preflight=True)
     with pytest.raises(TrainingError, match="no gradient reaches any trainable weight"):
         train_now(prepared)
@@ -235,7 +252,7 @@ def test_a_model_that_learns_another_token_than_the_stop_token_is_refused(
         from dataclasses import replace
 
         batch = real(examples)
-        return replace(batch, targets=batch.input_ids[0][batch.target_positions])
+        return replace(batch, targets=batch.input_ids[0][batch.positions[batch.rows]])
 
     monkeypatch.setattr(overfit, "examples_to_batch", unshifted)
     prepared = prepared_run(
@@ -249,18 +266,7 @@ def test_a_model_that_cannot_learn_is_refused(
     tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planted: gradients with the wrong sign."""
-    real = step.weighted_nll_sum
-
-    class Reversed(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
-            return value.clone()
-
-        @staticmethod
-        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-            return -gradient
-
-    monkeypatch.setattr(step, "weighted_nll_sum", lambda *a, **k: Reversed.apply(real(*a, **k)))
+    plant(monkeypatch, lambda opened, total: 2 * total.detach() - total)
     prepared = prepared_run(tiny_tokenizer, tiny_model_dir, tmp_path / "run", max_steps=2, preflight="overfit")
     with pytest.raises(TrainingError, match="one row cannot be learnt"):
         train_now(prepared)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from halo_forge.chat import prompt_and_reference, read_conversations
 from halo_forge.errors import Interrupted
-from halo_forge.train import samples
+from halo_forge.train.watching import samples
 from training_runs import final_weights, losses, prepared_run, train_now
 
 CADENCE: dict[str, Any] = {"eval_steps": 4, "output.save_steps": 3, "output.save_total_limit": 2}

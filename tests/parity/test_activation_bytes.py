@@ -1,6 +1,6 @@
 """The planner's table of what activations weigh, against what autograd holds for small real models.
 
-A kernel that keeps less, or more, turns this red; the message is the row for train/memory.py.
+A kernel that keeps less, or more, turns this red; the message is the row for train/planning/memory.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from halo_forge.models.fast.decoder import FastDecoder
 from halo_forge.models.shape import shape_of
 from halo_forge.train.batches import Batch, examples_to_batch
 from halo_forge.train.loss import fast_objective
-from halo_forge.train.memory import (
+from halo_forge.train.planning.memory import (
     DROPOUT_SAVED,
     SAVED,
     BatchSize,

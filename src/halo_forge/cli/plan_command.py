@@ -14,7 +14,7 @@ from halo_forge.config import load_config
 from halo_forge.errors import ExitCode
 
 if TYPE_CHECKING:
-    from halo_forge.train.forecast import Forecast
+    from halo_forge.train.planning.forecast import Forecast
 
 
 @told_in_words

@@ -31,10 +31,10 @@ from halo_forge.train.checkpoint import (
     verify_checkpoint,
 )
 from halo_forge.train.optimizer import pull_to_start
-from halo_forge.train.run_log import RunLog, open_run_log
-from halo_forge.train.samples import Sampler, open_sampler, take_samples
 from halo_forge.train.session import Session
 from halo_forge.train.step import StepResult, train_step
+from halo_forge.train.watching.run_log import RunLog, open_run_log
+from halo_forge.train.watching.samples import Sampler, open_sampler, take_samples
 
 STEPS_PER_RELEASE = 10
 """Returning freed memory takes 0.1 s (measured), a step of a small model 2 s."""

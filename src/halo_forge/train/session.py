@@ -29,7 +29,7 @@ from halo_forge.train.loss import Objective, autocast, fast_objective, model_obj
 from halo_forge.train.methods import load_training_model
 from halo_forge.train.neftune import with_noise
 from halo_forge.train.optimizer import Schedule, make_optimizer, make_schedule
-from halo_forge.train.source_losses import LossCounter, LossSums
+from halo_forge.train.watching.source_losses import LossCounter, LossSums
 
 CPU_MICRO_BATCH_TOKENS = 1024
 """Twice as many are about a tenth faster on two cores and cost twice the activations: a LoRA run of a 135M model with

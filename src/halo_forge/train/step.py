@@ -13,7 +13,7 @@ import torch.distributed as dist
 from halo_forge.train.batches import Batch
 from halo_forge.train.loss import Objective
 from halo_forge.train.optimizer import apply_clipped
-from halo_forge.train.source_losses import LossCounter
+from halo_forge.train.watching.source_losses import LossCounter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

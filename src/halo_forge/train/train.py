@@ -30,12 +30,12 @@ from halo_forge.runs import (
     write_atomic,
 )
 from halo_forge.train.checkpoint import PREFIX, TrainState, checkpoint_path, discard, list_checkpoints
-from halo_forge.train.look_ahead import look_ahead
 from halo_forge.train.loop import Cursor, StopReason, restore, run_steps
-from halo_forge.train.metrics import read_metrics, write_training_log
-from halo_forge.train.preflight import preflight
+from halo_forge.train.planning.look_ahead import look_ahead
+from halo_forge.train.preflight.preflight import preflight
 from halo_forge.train.session import Session, current_processes, open_session, training_fingerprint, use_all_cores
-from halo_forge.train.trackers import require_trackers
+from halo_forge.train.watching.metrics import read_metrics, write_training_log
+from halo_forge.train.watching.trackers import require_trackers
 
 FINAL_MODEL = "final_model"
 RECORD = "trained.json"

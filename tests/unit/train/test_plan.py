@@ -22,13 +22,13 @@ from halo_forge.errors import ModelNotFound, UsageError
 from halo_forge.models import add_lora, load_model
 from halo_forge.models.compute import Compute
 from halo_forge.models.shape import read_shape, shape_of
-from halo_forge.train import forecast as forecast_module
 from halo_forge.train.batches import pack_by_tokens
-from halo_forge.train.forecast import earlier_speed, forecast
-from halo_forge.train.memory import predict_memory
-from halo_forge.train.planner import Machine, RunPlan, memory_inputs, plan_run
-from halo_forge.train.remedies import changes_that_help, with_settings
-from halo_forge.train.workload import Packing, RowSizes, largest_rows, most_supervised, workload_of
+from halo_forge.train.planning import forecast as forecast_module
+from halo_forge.train.planning.forecast import earlier_speed, forecast
+from halo_forge.train.planning.memory import predict_memory
+from halo_forge.train.planning.planner import Machine, RunPlan, memory_inputs, plan_run
+from halo_forge.train.planning.remedies import changes_that_help, with_settings
+from halo_forge.train.planning.workload import Packing, RowSizes, largest_rows, most_supervised, workload_of
 from training_runs import prepared_run, train_now
 
 CPU = torch.device("cpu")
@@ -170,7 +170,7 @@ def test_steps_tokens_and_time(tiny_model_dir: Path) -> None:
 
 def test_necessary_operations_are_six_for_each_weight_and_four_with_adapters(smollm2_path: Path) -> None:
     """notes: full 0.762 G for each token of SmolLM2-135M (217 tokens a document, 58 % supervised), adapters 0.49 G."""
-    from halo_forge.train.planner import flops_per_token
+    from halo_forge.train.planning.planner import flops_per_token
 
     for method, expected in (("full", 0.762e9), ("lora", 0.49e9)):
         config = config_of(training__method=method, lora__r=16)

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from halo_forge.diagnosis import RunFacts, diagnose_run, finding_of
 from halo_forge.errors import Interrupted
-from halo_forge.train.metrics import MetricsLog, write_training_log
-from halo_forge.train.run_log import RunLog
-from halo_forge.train.trackers import Trackers
 from halo_forge.train.train import _validation_by_source
+from halo_forge.train.watching.metrics import MetricsLog, write_training_log
+from halo_forge.train.watching.run_log import RunLog
+from halo_forge.train.watching.trackers import Trackers
 from synthetic_curves import Run, healthy_run
 from training_runs import final_weights, prepared_run, train_now
 

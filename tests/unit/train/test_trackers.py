@@ -15,8 +15,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from halo_forge.errors import Interrupted, UsageError
-from halo_forge.train import trackers
-from halo_forge.train.trackers import require_trackers, tracked_values
+from halo_forge.train.watching import trackers
+from halo_forge.train.watching.trackers import require_trackers, tracked_values
 from training_runs import final_weights, losses, prepared_run, train_now
 
 CADENCE: dict[str, Any] = {"eval_steps": 4, "output.save_steps": 3, "output.save_total_limit": 2}

@@ -15,11 +15,11 @@ from halo_forge.runs import RunDirectory
 from halo_forge.train.attention import forward_inputs
 from halo_forge.train.batches import Batch, examples_to_batch
 from halo_forge.train.loss import autocast
-from halo_forge.train.mask_check import CHECKED_ROWS, first_rows, trained_spans, trained_turns
 from halo_forge.train.optimizer import make_optimizer
+from halo_forge.train.preflight.mask_check import CHECKED_ROWS, first_rows, trained_spans, trained_turns
+from halo_forge.train.preflight.trial import left_unchanged
 from halo_forge.train.session import Session
 from halo_forge.train.step import train_step
-from halo_forge.train.trial import left_unchanged
 
 MAX_STEPS = 30
 FIRST_RATE, FIRST_RATE_OF_FULL = 2e-3, 1e-4

@@ -15,11 +15,11 @@ from halo_forge.models.compute import Compute
 from halo_forge.models.machine import resident_bytes, usable_bytes
 from halo_forge.models.shape import read_shape
 from halo_forge.runs import IDENTITY_SECTIONS
-from halo_forge.train.metrics import read_metrics
-from halo_forge.train.planner import TIGHT_SHARE, Machine, RunPlan, plan_run
-from halo_forge.train.remedies import Change, changes_that_help
+from halo_forge.train.planning.planner import TIGHT_SHARE, Machine, RunPlan, plan_run
+from halo_forge.train.planning.remedies import Change, changes_that_help
+from halo_forge.train.planning.workload import Packing, RowSizes, workload_of
 from halo_forge.train.session import current_processes
-from halo_forge.train.workload import Packing, RowSizes, workload_of
+from halo_forge.train.watching.metrics import read_metrics
 
 SPEED_STEPS = 20
 """The last steps of a run that its speed is taken from."""

@@ -20,13 +20,13 @@ from halo_forge.models.compute import release_memory
 from halo_forge.models.machine import resident_bytes
 from halo_forge.runs import Notify, RunDirectory, write_json
 from halo_forge.train.checkpoint import list_checkpoints
-from halo_forge.train.forecast import Forecast, device_bytes
-from halo_forge.train.mask_check import check_masks
-from halo_forge.train.memory import ALLOCATOR_SHARE
-from halo_forge.train.overfit import check_overfit
-from halo_forge.train.remedies import cheapest_fix
+from halo_forge.train.planning.forecast import Forecast, device_bytes
+from halo_forge.train.planning.memory import ALLOCATOR_SHARE
+from halo_forge.train.planning.remedies import cheapest_fix
+from halo_forge.train.preflight.mask_check import check_masks
+from halo_forge.train.preflight.overfit import check_overfit
+from halo_forge.train.preflight.trial import Trial, trial_step
 from halo_forge.train.session import Session
-from halo_forge.train.trial import Trial, trial_step
 
 RECORD = "preflight.json"
 TRIAL_BUDGET_S = 3.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from halo_forge.config.schema import Config
-from halo_forge.train.planner import RunPlan
+from halo_forge.train.planning.planner import RunPlan
 
 MIN_MICRO_BATCH_TOKENS = 128
 SLOWDOWN_PER_HALVING = 0.08

@@ -13,9 +13,9 @@ from halo_forge.config.schema import Config
 from halo_forge.models.fast.decoder import COVERED_FAMILIES
 from halo_forge.models.shape import ModelShape
 from halo_forge.train.batches import StepOrder
-from halo_forge.train.memory import MemoryInputs, Phase, Precision, predict_memory
+from halo_forge.train.planning.memory import MemoryInputs, Phase, Precision, predict_memory
+from halo_forge.train.planning.workload import Packing, Workload
 from halo_forge.train.session import num_training_steps
-from halo_forge.train.workload import Packing, Workload
 
 TIGHT_SHARE = 0.8
 """Above this share of the memory that is free a run is called tight: predictions are within 25 % (docs/plan.md)."""

@@ -11,9 +11,9 @@ from halo_forge.artifacts import PreparedData
 from halo_forge.config.schema import Config
 from halo_forge.models.compute import Compute, record_recompute
 from halo_forge.runs import Notify, RunDirectory
-from halo_forge.train.forecast import Forecast, forecast
+from halo_forge.train.planning.forecast import Forecast, forecast
+from halo_forge.train.planning.workload import row_sizes
 from halo_forge.train.session import current_processes
-from halo_forge.train.workload import row_sizes
 
 
 def look_ahead(

@@ -13,7 +13,7 @@ from halo_forge.chat import read_examples
 from halo_forge.config.schema import Config
 from halo_forge.models.compute import Compute
 from halo_forge.models.fast.attention import num_kept_scores
-from halo_forge.train.memory import BatchSize
+from halo_forge.train.planning.memory import BatchSize
 from halo_forge.train.session import micro_batch_tokens
 
 

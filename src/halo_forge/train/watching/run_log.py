@@ -14,9 +14,9 @@ from halo_forge.diagnosis import RunFacts, curves_of, diagnose
 from halo_forge.diagnosis.findings import SEVERITIES
 from halo_forge.runs import Notify
 from halo_forge.train.checkpoint import TrainState
-from halo_forge.train.metrics import MetricsLog, read_metrics
 from halo_forge.train.session import Session
-from halo_forge.train.trackers import Trackers, start_trackers
+from halo_forge.train.watching.metrics import MetricsLog, read_metrics
+from halo_forge.train.watching.trackers import Trackers, start_trackers
 
 LOOKS = 50
 """The diagnosis looks at the run this many times beside every validation. A look costs 1.4 s at 100,000 steps."""
