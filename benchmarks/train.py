@@ -98,6 +98,7 @@ def train_ours(rows: list[tuple[np.ndarray, np.ndarray]], method: str, per_step:
 
     from halo_forge.chat import Example
     from halo_forge.config.schema import Config
+    from halo_forge.models import load_tokenizer
     from halo_forge.models.compute import Compute
     from halo_forge.models.precision import choose_precision
     from halo_forge.train.batches import examples_to_batch, step_batches
@@ -120,7 +121,7 @@ def train_ours(rows: list[tuple[np.ndarray, np.ndarray]], method: str, per_step:
     )
     device = torch.device("cpu")
     compute = Compute(device=device, precision=choose_precision("auto", device).name)
-    model = load_training_model(config, compute)
+    model = load_training_model(config, compute, load_tokenizer(MODEL))
     examples = [
         Example(input_ids=ids, loss_weights=weights, conversation_id=str(at)) for at, (ids, weights) in enumerate(rows)
     ]

@@ -236,7 +236,7 @@ def test_config_show_names_each_origin(tmp_path: Path, monkeypatch: pytest.Monke
     assert "HALO_FORGE__LORA__R" in lines["lora.r"]
     assert lines["training.seed"].endswith("# --set")
     assert lines["lora.alpha"].endswith("# default")
-    assert lines["training.learning_rate"].endswith("# default for lora")
+    assert "# default for lora as for 7B; model.name tells no size" in lines["training.learning_rate"]
     assert "num_epochs" in answer.stdout
     shown = json.loads(invoke("config", "show", "--config", file, "--json").stdout)
     assert shown["config"]["training"]["num_train_epochs"] == 2

@@ -126,9 +126,9 @@ def test_a_row_not_written_stops_the_stage(
 ) -> None:
     write = PREPARE.write_splits
 
-    def forgetting(parts: list[Part], split_of: np.ndarray, directory: Path) -> Any:
+    def forgetting(parts: list[Part], split_of: np.ndarray, names: list[str], directory: Path) -> Any:
         split_of[5] = -1
-        return write(parts, split_of, directory)
+        return write(parts, split_of, names, directory)
 
     monkeypatch.setattr(PREPARE, "write_splits", forgetting)
     with pytest.raises(DataError, match="does not add up: it keeps"):

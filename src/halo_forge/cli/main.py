@@ -5,6 +5,8 @@ Nothing here imports torch; `halo-forge --help` answers in under half a second.
 
 from __future__ import annotations
 
+import logging
+
 import typer
 
 from halo_forge.cli import (
@@ -101,6 +103,8 @@ def version_option(
 
 
 def main() -> None:
+    # Where it is installed, peft imports it with everything else, and it lists the kernels that it did not find.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     build()()
 
 

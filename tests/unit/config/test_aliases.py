@@ -52,8 +52,9 @@ def test_rules_name_keys_that_exist() -> None:
 
 def test_no_other_name_hides_a_key_of_ours() -> None:
     hidden = {name for name in ALIASES if name in DOTTED_BY_LEAF}
-    # a flat `batch_size` is a training batch everywhere else; evaluation.batch_size keeps its own
-    assert hidden == {"batch_size"}
+    # a flat `batch_size` is a training batch everywhere else; evaluation.batch_size keeps its own. `optimizer` is the
+    # same key with other words for its values
+    assert hidden == {"batch_size", "optimizer"}
     assert load_config(overrides=["evaluation.batch_size=3"], environment={}).config.evaluation.batch_size == 3
     assert load_config(overrides=["batch_size=3"], environment={}).config.training.per_device_train_batch_size == 3
 
@@ -136,6 +137,8 @@ def test_every_row_reads_or_refuses_any_value() -> None:
         ("roles_to_train: [assistant]", {}),
         ("roles_to_train: [gpt, human]", {"data.train_on": ["assistant", "user"]}),
         ("optim: adamw_torch_fused", {}),
+        ("optimizer: adamw_hf", {}),
+        ("training: {optimizer: adamw_bnb_8bit}", {"training.optimizer": "adamw_8bit"}),
         ("optim: paged_adamw_32bit", {"training.optimizer": "paged_adamw"}),
         ("neftune_noise_alpha: 5", {"training.neftune_alpha": 5.0}),
         ("label_smoothing_factor: 0.1", {"training.label_smoothing": 0.1}),
@@ -257,7 +260,6 @@ def test_a_transformers_file_that_names_no_method_is_told_which_one_it_gets(load
 @pytest.mark.parametrize(
     ("line", "because"),
     [
-        ("optimizer: adamw_hf", "AdamW"),
         ("load_in_4bit: false", "nothing to do"),
         ("fp16: false", "nothing to do"),
         ("deepspeed:", "nothing is set"),

@@ -128,7 +128,7 @@ def test_a_wrong_key_from_our_own_code_is_our_mistake() -> None:
 def test_all_problems_of_all_sources_are_told_together_in_the_order_of_the_file(write: Write) -> None:
     file = write(
         "training:\n  seed: x\n  foo_bar: 1\ndata:\n  train_file: a\n  dataset: b\nlora: {r: 0}\n"
-        "gate:\n  rules: [{metric: m}, {min: 1}]\noptim: adafactor\n"
+        "gate:\n  rules: [{metric: m}, {min: 1}]\noptim: lion\n"
     )
     problems = problems_of(file, overrides=["output.dirr=x"], environment={"HALO_FORGE__MONITOR__MAX_PSI": "-1"})
     lines = [problem.where.split(":")[-2] for problem in problems if problem.where.startswith(str(file))]
