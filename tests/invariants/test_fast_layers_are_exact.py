@@ -336,11 +336,14 @@ def test_adapter_dropout_is_one_mask_on_the_input() -> None:
     torch.manual_seed(3)
     found = ops.LoraLinear.apply(x, joint, None, (0.5, 2.0), 0.4, *adapters)
     torch.manual_seed(3)
-    kept = torch.empty(50, 6, dtype=torch.bool).bernoulli_(0.6)
+    kept = ops.kept_by_dropout(torch.Size([50, 6]), 0.4, torch.device("cpu"))
     dropped = x * kept / 0.6
     parts = [dropped @ adapters[0].T @ adapters[1].T * 0.5, dropped @ adapters[2].T @ adapters[3].T * 2.0]
     assert torch.allclose(found, x @ joint.T + torch.cat(parts, 1))
-    assert 0.5 < kept.float().mean() < 0.7
+    many = ops.kept_by_dropout(torch.Size([1000, 1003]), 0.05, torch.device("cpu"))
+    assert many.shape == (1000, 1003)
+    for part in (many, many[:, 0::4], many[:, 3::4], many[::7]):  # evenly over the words' four places
+        assert abs(part.double().mean() - 0.95) < 4 * (0.05 * 0.95 / part.numel()) ** 0.5
 
 
 def test_the_gradient_of_attention_over_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
