@@ -32,8 +32,8 @@ from halo_forge.train.optimizer import Schedule, make_optimizer, make_schedule
 from halo_forge.train.watching.source_losses import LossCounter, LossSums
 
 CPU_MICRO_BATCH_TOKENS = 2048
-"""Against 1024, LoRA on a 135M model is 2 % and full training 15 % faster on two cores, for 0.5 and 0.2 GB; 640 are 10 %
-slower than 1024 (measured)."""
+"""Against 1024, LoRA on a 135M model is 2 % and full training 15 % faster on two cores, for 0.5 and 0.2 GB; 640 are
+10 % slower than 1024 (measured)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
