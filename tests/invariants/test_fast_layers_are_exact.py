@@ -212,6 +212,13 @@ def test_what_it_does_not_cover_is_refused_by_name() -> None:
     hooked.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output)
     with pytest.raises(NotCovered, match="something hangs on its LlamaMLP"):
         FastDecoder.of(hooked, torch.float32)
+    for wrapped in ("model.norm", "embed_tokens"):
+        with quiet_transformers():
+            whole = get_peft_model(
+                build("llama"), LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=[wrapped])
+            )
+        with pytest.raises(NotCovered, match="is a ModulesToSaveWrapper"):
+            FastDecoder.of(whole, torch.float32)
     with quiet_transformers():
         dora = get_peft_model(build("llama"), LoraConfig(r=4, use_dora=True, target_modules=["q_proj"]))
     with pytest.raises(NotCovered, match="not a plain LoRA"):

@@ -161,7 +161,7 @@ class FastDecoder:
 
     @staticmethod
     def of(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> FastDecoder:
-        """Raises NotCovered, before anything is changed, where the model is of another kind."""
+        """Raises NotCovered where the model is of another kind; no value of a weight has changed then."""
         causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         inner, config = causal.get_decoder(), causal.config
         _check_kind(inner, config)
@@ -295,8 +295,13 @@ def _check_kind(inner: Any, config: Any) -> None:
             found = {child for child, _ in part.named_children()} if part is not None else set()
             if found - {"q_norm", "k_norm"} != wanted or len(found & {"q_norm", "k_norm"}) == 1:
                 raise NotCovered(f"{type(layer).__name__} is not made of the parts of a Llama layer")
-        if type(layer.input_layernorm).__name__ not in _NORM_NAMES:
-            raise NotCovered(f"its norm is a {type(layer.input_layernorm).__name__}")
+    # peft wraps what it trains whole or in part, and switches the wrapper: a base model would not be the base here.
+    norms = [norm for layer in inner.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)]
+    for norm in (*norms, inner.norm):
+        if type(norm).__name__ not in _NORM_NAMES:
+            raise NotCovered(f"a norm is a {type(norm).__name__}")
+    if type(inner.embed_tokens) is not nn.Embedding:
+        raise NotCovered(f"its embedding is a {type(inner.embed_tokens).__name__}")
     if getattr(config, "hidden_act", None) not in ("silu", "swish"):
         raise NotCovered(f"its activation is {getattr(config, 'hidden_act', None)}")
     if getattr(config, "attention_dropout", 0.0):
