@@ -56,7 +56,8 @@ SLOW_DROPOUT_SAVED: dict[Precision, SavedBytes] = {
     "bfloat16": SavedBytes(hidden=20, intermediate=4, query=4, key=0, score=0, checkpoint=0),
 }
 LOGIT_COPIES = 2
-"""[S, V] tensors that live at once in the loss: logits and their gradient. By reading train/loss.py."""
+"""[S, V] tensors that live at once in the loss: logits and their gradient on transformers' layers. The written-out head
+keeps one of at most `models.fast.head.MAX_LOGITS_BYTES`; predictions there are too high by the rest."""
 LOGIT_CHUNK_ROWS = 128
 """Rows of logits that the loss holds in float32, twice. By reading train/loss.py."""
 TOP_BYTES = 2
