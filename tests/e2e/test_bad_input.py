@@ -188,7 +188,7 @@ def test_a_data_set_that_is_not_here_names_the_command_that_fetches_it() -> None
     start = time.perf_counter()
     message = refused("sft train --dataset codealpaca --model model --output out --dry-run", 3, "try:")
     assert "hf download --repo-type dataset sahil2801/CodeAlpaca-20k" in message
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 10  # a client that retries takes a minute
     refused("sft train --dataset codalpaca --model model --output out --dry-run", 3, "codealpaca", "sft datasets")
     refused("sft train --dataset llava --model model --output out --dry-run", 3, "images")
 
@@ -209,7 +209,7 @@ def test_a_model_that_is_not_here_is_refused_at_once(place: Path, name: str, sai
     (place / "empty").mkdir()
     start = time.perf_counter()
     refused(f"sft train --data rows.jsonl --model {name} --output out --dry-run", 2, *said)
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 10  # milliseconds; a client that retries takes a minute
 
 
 def test_a_missing_model_waits_for_no_network_even_without_the_offline_switch(place: Path) -> None:

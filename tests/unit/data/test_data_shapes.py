@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from halo_forge.data.files.rows import Row
 from halo_forge.data.files.sources import read_rows
 from halo_forge.data.reasons import REASONS
 from halo_forge.errors import DataError, RowError
+from timing import times_as_long
 
 GSM8K = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "gsm8k_train.jsonl"
 CHAT = [("user", "Q"), ("assistant", "A")]
@@ -391,10 +391,8 @@ def test_a_row_is_converted_within_its_budget() -> None:
     if not GSM8K.exists():
         pytest.skip("the shared GSM8K rows are not here")
     rows = list(read_rows(GSM8K, lambda text: None))[:3000]
-    times = []
-    for _ in range(4):
-        start = time.process_time()
-        for row in rows:
-            convert(row, "question_answer")
-        times.append((time.process_time() - start) / len(rows) * 1e6)
-    assert min(times) < 50, "25 us on an idle core; twice that on a shared one"
+    ratio = times_as_long(
+        lambda: [convert(row, "question_answer") for row in rows],
+        lambda: [json.loads(json.dumps(row.value)) for row in rows],
+    )
+    assert ratio < 10, "3.5 where it was measured, 25 us a row"

@@ -164,7 +164,7 @@ def test_a_network_that_swallows_everything_costs_less_than_a_second(monkeypatch
         start = time.perf_counter()
         with pytest.raises(ModelNotFound, match="no connection to 127"):
             hub.fetch_snapshot("org/tiny", None, weights=True)
-        assert 0.5 < time.perf_counter() - start < 1.0
+        assert 0.5 < time.perf_counter() - start < 5.0  # 0.6 s; a client that retries takes a minute
 
 
 def test_the_proxy_is_what_must_be_reachable(monkeypatch: pytest.MonkeyPatch) -> None:
