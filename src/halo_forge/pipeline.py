@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,7 @@ from halo_forge.data.prepared_store import store_directory
 from halo_forge.errors import DataError, HaloForgeError
 from halo_forge.evaluate import check_evaluation, evaluate
 from halo_forge.gate import decide, require_known_metrics
+from halo_forge.launch import Launch, run_workers
 from halo_forge.models.compute import Compute, known_compute, recall_compute, release_memory
 from halo_forge.models.new_tokens import new_token_ids, tokenizer_of
 from halo_forge.models.pair import ModelPair
@@ -60,12 +62,21 @@ class RunResult:
     page: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Where a training starts from, and in how many processes."""
+
+    resume_from: Path | None = None
+    launch: Launch | None = None
+
+
 def run(
     config: Config | ResolvedConfig | str | Path,
     *,
     until: Stage = "publish",
     fresh: bool = False,
     resume_from: Path | None = None,
+    launch: Launch | None = None,
     notify: Notify = silent,
 ) -> RunResult:
     """Raw rows in; prepared data, a trained model, its evaluation against the base, a verdict and a version out.
@@ -74,6 +85,7 @@ def run(
     until        the last stage to run; `publish` releases only what passed the gate
     fresh        start over in the output directory instead of going on
     resume_from  a checkpoint of this run to go back to
+    launch       train in several processes; on other nodes than the first that is all that happens
     Called again it goes on where it stopped: finished stages are read, not repeated. Raises HaloForgeError.
     """
     resolved = for_this_machine(resolve(config), notify)
@@ -82,11 +94,15 @@ def run(
     check_evaluation(settings)
     check_method(settings)
     require_trackers(settings.output.trackers)
+    if launch is not None and launch.node_rank > 0:
+        notify("note", {"text": f"node {launch.node_rank} waits for node 0 at {launch.rdzv_endpoint}"})
+        run_workers(launch, Path(settings.output.dir))
+        return RunResult(directory=Path(settings.output.dir))
     with StopSignal() as stop, RunDirectory.open(Path(settings.output.dir)) as directory:
         claim(directory, resolved, fresh=fresh)
         result = RunResult(directory=directory.path)
         try:
-            run_stages(settings, directory, result, until, resume_from, notify, stop.check)
+            run_stages(settings, directory, result, until, Training(resume_from, launch), notify, stop.check)
         except HaloForgeError:
             with suppress(OSError):  # the page of a run that stopped must not hide why it stopped
                 write_report(directory)
@@ -100,7 +116,7 @@ def run_stages(
     directory: RunDirectory,
     result: RunResult,
     until: Stage,
-    resume_from: Path | None,
+    training: Training,
     notify: Notify,
     check: Callable[[], None],
 ) -> None:
@@ -116,10 +132,14 @@ def run_stages(
 
     notify("stage", {"name": "train", "title": f"{settings.model.name} learns"})
     compute = recall_compute(directory, settings.training.bf16, notify)
-    finished = None if resume_from else finished_training(settings, directory, prepared, compute)
+    finished = None if training.resume_from else finished_training(settings, directory, prepared, compute)
+    if finished is None and training.launch is not None:
+        notify("note", {"text": f"{training.launch.num_processes} processes train"})
+        run_workers(training.launch, directory.path, training.resume_from)
+        finished = read_artifact(directory.file("trained.json"), TrainedModel)
     result.trained = trained = finished or train(
         settings, directory, prepared, tokenizer,
-        compute=compute, resume_from=resume_from, notify=notify, check=check,
+        compute=compute, resume_from=training.resume_from, notify=notify, check=check,
     )  # fmt: skip
     release_memory(compute.device)
     notify("stage.done", {"record": trained})
@@ -138,6 +158,26 @@ def run_stages(
     result.decision = judge(settings, directory, result.report, notify)
     if until == "publish" and settings.publish.enabled and may_publish(settings, result.decision):
         result.release = release(settings, directory, result, notify)
+
+
+def train_as_worker(
+    run: Path,
+    *,
+    shard: bool,
+    sharded_checkpoints: bool,
+    resume_from: Path | None,
+    notify: Notify,
+    check: Callable[[], None],
+) -> None:
+    """The training stage of a run whose directory another process holds, as one of several workers."""
+    directory = RunDirectory(run)
+    settings = Config.model_validate(json.loads(directory.file("run.json").read_bytes())["config"])
+    compute = recall_compute(directory, settings.training.bf16)
+    train(
+        settings, directory, load_prepared(directory), tokenizer_of(settings.model),
+        compute=replace(compute, shard=shard, sharded_checkpoints=sharded_checkpoints),
+        resume_from=resume_from, notify=notify, check=check,
+    )  # fmt: skip
 
 
 def resolve(config: Config | ResolvedConfig | str | Path) -> ResolvedConfig:
@@ -271,7 +311,7 @@ class Plan:
         )
 
 
-def plan(config: Config | ResolvedConfig | str | Path, *, notify: Notify = silent) -> Plan:
+def plan(config: Config | ResolvedConfig | str | Path, *, num_processes: int = 1, notify: Notify = silent) -> Plan:
     """Check the configuration, the rows and the masks in a temporary directory. Raises what `run` would raise."""
     resolved = resolve(config)
     settings = resolved.config
@@ -284,7 +324,7 @@ def plan(config: Config | ResolvedConfig | str | Path, *, notify: Notify = silen
         prepared = prepare(settings, directory, tokenizer, notify=notify)
         notify("stage.done", {"record": prepared})
         show_masks(directory, prepared, tokenizer, notify)
-        num_steps, examples_per_step, num_epochs = step_counts(settings, prepared.splits["train"].rows)
+        num_steps, examples_per_step, num_epochs = step_counts(settings, prepared.splits["train"].rows, num_processes)
     return Plan(
         prepared=prepared, num_steps=num_steps, examples_per_step=examples_per_step, num_epochs=round(num_epochs, 4)
     )

@@ -194,6 +194,9 @@ class RunDirectory:
         return self.path / name
 
 
+GOES_ON = "the same command goes on where this one stopped"
+
+
 class StopSignal:
     """SIGINT and SIGTERM as a flag that every stage polls; a second signal ends the process at once.
 
@@ -223,7 +226,7 @@ class StopSignal:
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
         if self.requested is not None:
-            raise Interrupted(f"stopped by {self.requested}", fix="the same command goes on where this one stopped")
+            raise Interrupted(f"stopped by {self.requested}", fix=GOES_ON)
 
 
 IDENTITY_SECTIONS = ("model", "data", "training", "lora", "adapter")

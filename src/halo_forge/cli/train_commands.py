@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from halo_forge.cli.launch_options import with_processes
 from halo_forge.cli.running import (
     VERDICT_EXIT,
     ConfigOption,
@@ -23,6 +24,7 @@ from halo_forge.cli.running import (
 )
 from halo_forge.config import ResolvedConfig, load_config
 from halo_forge.errors import UsageError
+from halo_forge.launch import Launch
 
 ModelFlag = Annotated[str | None, typer.Option("--model", "-m", help="Hub id or local directory of the base model.")]
 DatasetFlag = Annotated[
@@ -35,6 +37,7 @@ MaxSamplesFlag = Annotated[int | None, typer.Option(help="Read at most this many
 
 
 @told_in_words
+@with_processes
 def run_command(
     config: Annotated[Path, typer.Argument(help="YAML configuration.", metavar="CONFIG")],
     overrides: SetOption = None,
@@ -43,6 +46,7 @@ def run_command(
     fresh: FreshOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
+    launch: Launch | None = None,
 ) -> None:
     """The whole pipeline from one file: data, training, evaluation, gate, release, report.
 
@@ -51,7 +55,8 @@ def run_command(
     if until not in ("data", "train", "evaluate", "gate", "publish"):
         raise UsageError(f"no stage {until!r}", where="--until", expected="data, train, evaluate, gate or publish")
     resolved = load_config(config, overrides=overrides or ())
-    execute(resolved, until=until, resume=resume, fresh=fresh, dry_run=dry_run, as_json=as_json, gate_exit=True)
+    how = How(resume=resume, fresh=fresh, dry_run=dry_run, as_json=as_json, gate_exit=True, launch=launch)
+    execute(resolved, until, how)
 
 
 @told_in_words
@@ -62,7 +67,7 @@ def demo_command(
 ) -> None:
     """Five minutes on a laptop: a real 135M model learns to turn Python stubs into JSON, and has to prove it."""
     resolved = load_config(demo_config(), flags=given({"--output": ("output.dir", output)}))
-    execute(resolved, until="publish", fresh=fresh, as_json=as_json, gate_exit=True)
+    execute(resolved, "publish", How(fresh=fresh, as_json=as_json, gate_exit=True))
 
 
 def demo_config() -> Path:
@@ -79,6 +84,7 @@ def demo_config() -> Path:
 
 
 @told_in_words
+@with_processes
 def sft_train_command(
     config: ConfigOption = None,
     dataset: DatasetFlag = None,
@@ -114,6 +120,7 @@ def sft_train_command(
     overrides: SetOption = None,
     fresh: FreshOption = False,
     as_json: JsonOption = False,
+    launch: Launch | None = None,
 ) -> None:
     """Fine-tune, compare with the base model on unseen rows, and write the report.
 
@@ -150,7 +157,7 @@ def sft_train_command(
         }
     )  # fmt: skip
     resolved = load_config(config, overrides=overrides or (), flags=flags)
-    execute(resolved, until="gate", resume=resume, fresh=fresh, dry_run=dry_run, as_json=as_json)
+    execute(resolved, "gate", How(resume=resume, fresh=fresh, dry_run=dry_run, as_json=as_json, launch=launch))
 
 
 @told_in_words
@@ -176,6 +183,7 @@ def domain_command(name: str) -> Any:
     domain = get_domain(name)
 
     @told_in_words
+    @with_processes
     def sft(
         config: ConfigOption = None,
         model: ModelFlag = None,
@@ -189,6 +197,7 @@ def domain_command(name: str) -> Any:
         overrides: SetOption = None,
         fresh: FreshOption = False,
         as_json: JsonOption = False,
+        launch: Launch | None = None,
     ) -> None:
         if not domain.available:
             raise UsageError(domain.note or f"{name} is not available", where=f"halo-forge {name} sft")
@@ -203,22 +212,25 @@ def domain_command(name: str) -> Any:
             }
         )
         resolved = load_config(config, overrides=overrides or (), flags=flags, preset=domain.defaults, preset_name=name)
-        execute(resolved, until="gate", resume=resume, fresh=fresh, dry_run=dry_run, as_json=as_json)
+        execute(resolved, "gate", How(resume=resume, fresh=fresh, dry_run=dry_run, as_json=as_json, launch=launch))
 
     sft.__doc__ = f"Fine-tune with the {domain.title} defaults.\n\n{domain.note}"
     return sft
 
 
-def execute(
-    resolved: ResolvedConfig,
-    *,
-    until: str,
-    resume: Path | None = None,
-    fresh: bool = False,
-    dry_run: bool = False,
-    as_json: bool = False,
-    gate_exit: bool = False,
-) -> None:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """gate_exit: the gate's verdict is the exit code."""
+
+    resume: Path | None = None
+    fresh: bool = False
+    dry_run: bool = False
+    as_json: bool = False
+    gate_exit: bool = False
+    launch: Launch | None = None
+
+
+def execute(resolved: ResolvedConfig, until: str, how: How) -> None:
     """Run the pipeline with a live display; print the result; exit with the gate's code where asked to."""
     require_a_source(resolved)
     from rich.console import Console
@@ -231,19 +243,22 @@ def execute(
     from halo_forge import pipeline
 
     try:
-        if dry_run:
-            plan = pipeline.plan(resolved, notify=reporter)
+        if how.dry_run:
+            num_processes = how.launch.num_processes if how.launch else 1
+            plan = pipeline.plan(resolved, num_processes=num_processes, notify=reporter)
             reporter.close()
-            print_json(plan) if as_json else print(plan.words())
+            print_json(plan) if how.as_json else print(plan.words())
             return
-        result = pipeline.run(resolved, until=until, fresh=fresh, resume_from=resume, notify=reporter)
+        result = pipeline.run(
+            resolved, until=until, fresh=how.fresh, resume_from=how.resume, launch=how.launch, notify=reporter
+        )
     finally:
         reporter.close()
-    if as_json:
+    if how.as_json:
         print_json(dataclasses.asdict(result))
     else:
         print(closing_words(result), file=sys.stdout)
-    if gate_exit and result.decision is not None:
+    if how.gate_exit and result.decision is not None:
         raise typer.Exit(int(VERDICT_EXIT[result.decision.verdict]))
 
 

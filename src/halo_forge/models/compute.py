@@ -20,11 +20,16 @@ RECORD = "compute.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
-    """recompute: activations are computed again in the backward pass; None = not decided yet."""
+    """recompute: activations are computed again in the backward pass. examples_per_step: of all processes together; a
+    run that goes on with fewer or more of them keeps it. None = not decided yet. shard: weights and optimizer are cut
+    over the processes (FSDP2), with sharded_checkpoints in their files too; that may change from start to start."""
 
     device: torch.device
     precision: Literal["float32", "bfloat16"]
     recompute: bool | None = None
+    examples_per_step: int | None = None
+    shard: bool = False
+    sharded_checkpoints: bool = False
 
 
 def recall_compute(run: RunDirectory, bf16: bool | Literal["auto"], notify: Notify = silent) -> Compute:
@@ -59,16 +64,22 @@ def known_compute(run: Path | None) -> Compute | None:
     if run is None or not (run / RECORD).exists():
         return None
     decided = json.loads((run / RECORD).read_bytes())
-    return Compute(device=choose_device(), precision=decided["precision"], recompute=decided.get("recompute"))
+    return Compute(
+        device=choose_device(),
+        precision=decided["precision"],
+        recompute=decided.get("recompute"),
+        examples_per_step=decided.get("examples_per_step"),
+    )
 
 
-def record_recompute(run: RunDirectory, compute: Compute, reason: str) -> None:
-    """Keep what was decided about activations beside the precision: a resumed run computes as it began."""
+def record_decisions(run: RunDirectory, compute: Compute, reason: str) -> None:
+    """Keep what was decided about activations and steps beside the precision: a resumed run computes as it began."""
     record = run.file(RECORD)
     decided = {"precision": compute.precision, "device": str(compute.device), "num_threads": torch.get_num_threads()}
     if record.exists():
         decided = json.loads(record.read_bytes())
-    write_json(record, decided | {"recompute": compute.recompute, "recompute_reason": reason})
+    taken = {"recompute": compute.recompute, "examples_per_step": compute.examples_per_step}
+    write_json(record, decided | taken | {"recompute_reason": reason})
 
 
 def release_memory(device: torch.device) -> None:

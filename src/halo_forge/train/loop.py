@@ -31,6 +31,7 @@ from halo_forge.train.checkpoint import (
     verify_checkpoint,
 )
 from halo_forge.train.optimizer import pull_to_start
+from halo_forge.train.processes import from_main
 from halo_forge.train.session import Session
 from halo_forge.train.step import StepResult, train_step
 from halo_forge.train.watching.run_log import RunLog, open_run_log
@@ -58,7 +59,7 @@ def restore(session: Session, resume_from: Path | None, notify: Notify) -> Curso
     if resume_from is not None:
         found = read_checkpoint(resume_from, session.fingerprint)
     else:
-        found, passed_over = newest_checkpoint(run, session.fingerprint)
+        found, passed_over = from_main(lambda: newest_checkpoint(run, session.fingerprint))
         for line in passed_over:
             notify("note", {"text": line})
     state = TrainState()

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from peft import PeftModel
@@ -29,21 +30,12 @@ from halo_forge.train.loss import Objective, autocast, fast_objective, model_obj
 from halo_forge.train.methods import load_training_model
 from halo_forge.train.neftune import with_noise
 from halo_forge.train.optimizer import Schedule, make_optimizer, make_schedule
+from halo_forge.train.processes import Processes, current_processes, share_out, step_cost
 from halo_forge.train.watching.source_losses import LossCounter, LossSums
 
 CPU_MICRO_BATCH_TOKENS = 2048
 """Against 1024, LoRA on a 135M model is 2 % and full training 15 % faster on two cores, for 0.5 and 0.2 GB; 640 are
 10 % slower than 1024 (measured)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Processes:
-    rank: int
-    count: int
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,9 +66,8 @@ class Session:
 
     def batches_of(self, step: int) -> list[Batch]:
         """This process's micro-batches of one optimizer step."""
-        examples = self.examples_of(step)[self.processes.rank :: self.processes.count]
         batches = step_batches(
-            examples,
+            self._mine(self.examples_of(step)),
             max_tokens=self.max_tokens,
             examples_per_batch=self.examples_per_batch,
             share_prefixes=self.share_prefixes,
@@ -88,6 +79,13 @@ class Session:
 
     def examples_of(self, step: int) -> list[Example]:
         return [self.train[int(index)] for index in self.order.indices(step)]
+
+    def _mine(self, examples: list[Example]) -> list[Example]:
+        """This process's part of examples that all processes work on together."""
+        width = self.model.config.get_text_config().hidden_size
+        costs = [step_cost(len(example.input_ids), width) for example in examples]
+        share = share_out(costs, [prompt_tokens(example) for example in examples], self.processes.count)
+        return [examples[position] for position in share[self.processes.rank]]
 
     def steps_from(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
         """(step, micro-batches) in order; with worker threads, batches are built ahead of the loop."""
@@ -109,7 +107,7 @@ class Session:
         """nll over the validation split; None without rows."""
         if not len(self.validation):
             return None
-        mine = [self.validation[i] for i in range(self.processes.rank, len(self.validation), self.processes.count)]
+        mine = self._mine([self.validation[i] for i in range(len(self.validation))])
         groups = (
             [[i] for i in range(len(mine))]
             if self.max_tokens is None
@@ -128,20 +126,18 @@ class Session:
         return counter.over_processes()
 
 
-def current_processes() -> Processes:
-    """From torchrun's environment through the process group, if one is initialised."""
-    if not dist.is_initialized():
-        return Processes(rank=0, count=1)
-    return Processes(rank=dist.get_rank(), count=dist.get_world_size())
+def prompt_tokens(example: Example) -> bytes:
+    """What stands before the first trained token."""
+    return example.input_ids[: int(np.flatnonzero(example.loss_weights)[0])].tobytes()
 
 
-def step_order(config: Config, num_examples: int, num_processes: int) -> StepOrder:
+def examples_per_step(config: Config, num_processes: int) -> int:
     training = config.training
-    return StepOrder(
-        num_examples=num_examples,
-        examples_per_step=training.per_device_train_batch_size * training.gradient_accumulation_steps * num_processes,
-        seed=training.seed,
-    )
+    return training.per_device_train_batch_size * training.gradient_accumulation_steps * num_processes
+
+
+def step_order(config: Config, num_examples: int, num_per_step: int) -> StepOrder:
+    return StepOrder(num_examples=num_examples, examples_per_step=num_per_step, seed=config.training.seed)
 
 
 def num_training_steps(config: Config, order: StepOrder) -> int:
@@ -150,9 +146,9 @@ def num_training_steps(config: Config, order: StepOrder) -> int:
     return max(1, math.ceil(config.training.num_train_epochs * order.steps_per_epoch - 1e-9))
 
 
-def step_counts(config: Config, num_examples: int) -> tuple[int, int, float]:
-    """(optimizer steps, examples in each, epochs) of a run on one process."""
-    order = step_order(config, num_examples, 1)
+def step_counts(config: Config, num_examples: int, num_processes: int = 1) -> tuple[int, int, float]:
+    """(optimizer steps, examples in each, epochs) of a run."""
+    order = step_order(config, num_examples, examples_per_step(config, num_processes))
     num_steps = num_training_steps(config, order)
     return num_steps, order.examples_per_step, num_steps / order.steps_per_epoch
 
@@ -179,7 +175,7 @@ def open_session(
                 )
             ]
         )
-    order = step_order(config, len(train), processes.count)
+    order = step_order(config, len(train), compute.examples_per_step or examples_per_step(config, processes.count))
     model = load_training_model(config, compute, tokenizer, notify)
     probe = examples_to_batch([_first_tokens(train[i % len(train)], 16 - 5 * i) for i in range(2)])
     objective, attention = choose_objective(model, config, compute, probe.to(compute.device), notify)
@@ -211,7 +207,7 @@ def open_session(
             and training.neftune_alpha is None
             and not drops_anything(model)
         ),
-        fingerprint=training_fingerprint(config, prepared, compute, processes),
+        fingerprint=training_fingerprint(config, prepared, compute),
     )
 
 
@@ -268,22 +264,25 @@ def micro_batch_tokens(config: Config, compute: Compute) -> int:
     return min(tokens, CPU_MICRO_BATCH_TOKENS) if compute.device.type == "cpu" else tokens
 
 
-def training_fingerprint(config: Config, prepared: PreparedData, compute: Compute, processes: Processes) -> str:
-    """What must be equal for a checkpoint to be continued: data, template, tokenizer, model, method, precision,
-    process count. Cadence of logging and saving may change."""
+def training_fingerprint(config: Config, prepared: PreparedData, compute: Compute) -> str:
+    """What must be equal for a checkpoint to be continued: data, template, tokenizer, model, method, precision, and how
+    many examples a step takes. Cadence of logging and saving may change, and how many processes share a step."""
+    training = config.training.model_dump(mode="json")
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        training.pop(name)
     return sha256_json(
         {
             "data": {name: split.sha256 for name, split in sorted(prepared.splits.items())},
             "template": prepared.template_sha256,
             "tokenizer": prepared.tokenizer_sha256,
             "model": config.model.model_dump(mode="json"),
-            "training": config.training.model_dump(mode="json"),
+            "training": training,
+            "examples_per_step": compute.examples_per_step or examples_per_step(config, current_processes().count),
             "learning_rate": config.learning_rate,
             "lora": config.lora.model_dump(mode="json") if config.training.method in LORA_METHODS else None,
             "adapter": config.adapter.model_dump(mode="json") if config.training.method == "adapter" else None,
             "precision": compute.precision,
             "device": compute.device.type,
-            "processes": processes.count,
         }
     )
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from halo_forge.errors import Interrupted
+from halo_forge.runs import GOES_ON
 from halo_forge.train.batches import Batch
 from halo_forge.train.loss import Objective
 from halo_forge.train.optimizer import apply_clipped
@@ -44,25 +46,31 @@ def train_step(
 
     The normaliser is known before the first forward pass: each micro-batch's loss is divided by the weight of the
     whole step, never by its own. A mean of means would weigh sparsely supervised micro-batches more (transformers
-    #34191). Micro-batch counts may differ between processes, and a process may have none. `check` may raise before any
-    micro-batch to give the step up; nothing has changed then but gradients. max_grad_norm None means no clipping.
+    #34191). Micro-batch counts may differ between processes, and a process may have none. `check` may raise Interrupted
+    before any micro-batch to give the step up (with several processes: before the first, and then in all of them);
+    nothing has changed then but gradients. max_grad_norm None means no clipping.
     """
     started = time.perf_counter()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device = parameters[0].device
-    step_weight, num_supervised, num_tokens = _over_processes(
+    told_to_stop = interruption(check)
+    step_weight, num_supervised, num_tokens, num_told = _over_processes(
         [
             sum(float(batch.weights.sum()) for batch in batches),
             sum(len(batch.targets) for batch in batches),
             sum(batch.num_tokens for batch in batches),
+            told_to_stop is not None,
         ],
         device,
     )
+    if num_told:
+        raise told_to_stop or Interrupted("another process of this run was told to stop", fix=GOES_ON)
 
     objective.refresh()
     counter = LossCounter()
     for batch in batches:
-        check()
+        if not dist.is_initialized():  # one process that leaves a step alone lets the others wait for it
+            check()
         batch = batch.to(device)
         share, nll = objective.nll(batch, batch.weights / step_weight)
         share.backward()
@@ -88,6 +96,14 @@ def train_step(
         applied=applied,
         by_source=losses.by_source(),
     )
+
+
+def interruption(check: Callable[[], None]) -> Interrupted | None:
+    try:
+        check()
+    except Interrupted as told:
+        return told
+    return None
 
 
 def clip_factor(norm: float, max_norm: float | None) -> float:

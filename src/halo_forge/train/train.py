@@ -33,7 +33,7 @@ from halo_forge.train.checkpoint import PREFIX, TrainState, checkpoint_path, dis
 from halo_forge.train.loop import Cursor, StopReason, restore, run_steps
 from halo_forge.train.planning.look_ahead import look_ahead
 from halo_forge.train.preflight.preflight import preflight
-from halo_forge.train.session import Session, current_processes, open_session, training_fingerprint, use_all_cores
+from halo_forge.train.session import Session, open_session, training_fingerprint, use_all_cores
 from halo_forge.train.watching.metrics import read_metrics, write_training_log
 from halo_forge.train.watching.trackers import require_trackers
 
@@ -96,7 +96,7 @@ def finished_training(
     if not run.file(RECORD).exists():
         return None
     record = read_artifact(run.file(RECORD), TrainedModel)
-    fingerprint = training_fingerprint(config, prepared, compute, current_processes())
+    fingerprint = training_fingerprint(config, prepared, compute)
     if record.provenance.inputs.get("fingerprint") != fingerprint:
         return None
     return record if weights_sha256(run.file(record.final_model)) == record.weights_sha256 else None

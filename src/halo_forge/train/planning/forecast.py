@@ -18,7 +18,7 @@ from halo_forge.runs import IDENTITY_SECTIONS
 from halo_forge.train.planning.planner import TIGHT_SHARE, Machine, RunPlan, plan_run
 from halo_forge.train.planning.remedies import Change, changes_that_help
 from halo_forge.train.planning.workload import Packing, RowSizes, workload_of
-from halo_forge.train.session import current_processes
+from halo_forge.train.processes import current_processes
 from halo_forge.train.watching.metrics import read_metrics
 
 SPEED_STEPS = 20
