@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
+import socket
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from halo_forge.artifacts import PreparedData, TrainedModel
 from halo_forge.config import Config, load_config
 from halo_forge.data import prepare
+from halo_forge.errors import Interrupted
 from halo_forge.models.compute import Compute
 from halo_forge.runs import RunDirectory
 from halo_forge.train import train
@@ -121,8 +126,37 @@ def train_until_killed(model: str, output: str, training: dict[str, Any], die_at
         (Path(output) / "calls.txt").write_text(str(calls))
 
 
-def train_two_ranks(rank: int, port: int, model: str, output: str, training: dict[str, Any]) -> None:
-    """For a child process: one of two gloo ranks over the same run directory, prepared beforehand by the parent."""
+class TwoProcesses:
+    """Two gloo processes that train runs which were prepared beforehand; they import once and take many."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(2)]
+
+    def train(self, model: Path, output: Path, **options: Any) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        started = [
+            pool.submit(train_two_ranks, rank, port, str(model), str(output), **options)
+            for rank, pool in enumerate(self.pools)
+        ]
+        for rank in started:
+            rank.result(timeout=240)
+
+    def close(self) -> None:
+        for pool in self.pools:
+            pool.shutdown(cancel_futures=True)
+
+
+def train_two_ranks(
+    rank: int, port: int, model: str, output: str, *, training: dict[str, Any], stop_after: int | None = None,
+    bf16: bool = False, **compute: bool,
+) -> None:  # fmt: skip
+    """For a child process: one of two gloo ranks over the same run directory, prepared beforehand by the parent.
+
+    stop_after  be told to stop, on the second rank alone, before this step
+    """
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     torch.distributed.init_process_group("gloo")
@@ -134,5 +168,18 @@ def train_two_ranks(rank: int, port: int, model: str, output: str, training: dic
     rows = Path(output).parent / "rows-60.jsonl"
     config = load_config(flags=settings(Path(model), rows, Path(output), **training)).config
     run = RunDirectory(Path(output))
-    train_now(Prepared(config, run, load_prepared(run), tokenizer))
-    torch.distributed.destroy_process_group()
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        calls += 1
+        if rank == 1 and calls - 1 == stop_after:
+            raise Interrupted("told to stop")
+
+    precision: Any = "bfloat16" if bf16 else "float32"
+    prepared = Prepared(config, run, load_prepared(run), tokenizer)
+    try:
+        with suppress(Interrupted):
+            train_now(prepared, compute=Compute(device=CPU, precision=precision, **compute), check=check)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import multiprocessing
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from halo_forge.train.loss import Objective
 from halo_forge.train.planning import forecast, look_ahead
 from halo_forge.train.preflight import mask_check, overfit, trial
 from halo_forge.train.preflight import preflight as preflight_module
-from training_runs import Prepared, final_weights, losses, prepared_run, train_now, train_two_ranks
+from training_runs import Prepared, final_weights, losses, prepared_run, train_now
 
 Run = tuple[list[float], str]
 train_module = importlib.import_module("halo_forge.train.train")  # the room exports a function of that name
@@ -54,31 +52,6 @@ def test_the_run_has_the_same_numbers_with_and_without(
         assert (output / "preflight.json").exists() == bool(value)
         runs.append((losses(output), final_weights(output)))
     assert runs[0] == runs[1]
-
-
-def test_two_processes_try_the_step_together(
-    tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    """Both must take part in every exchange of the trial, or one waits for ever."""
-    found = []
-    for name, value in (("without", False), ("with", "overfit")):
-        options = {"max_steps": 2, "gradient_accumulation_steps": 1, "preflight": value}
-        output = tmp_path / name / "run"
-        prepared_run(tiny_tokenizer, tiny_model_dir, output, **options).run.close()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        context = multiprocessing.get_context("spawn")
-        arguments = [(rank, port, str(tiny_model_dir), str(output), options) for rank in range(2)]
-        ranks = [context.Process(target=train_two_ranks, args=argument) for argument in arguments]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(180)
-        assert [process.exitcode for process in ranks] == [0, 0]
-        assert (output / "preflight.json").exists() == bool(value)
-        found.append((losses(output), final_weights(output)))
-    assert found[0] == found[1]
 
 
 def test_weights_buffers_gradients_optimizer_and_random_state_come_out_as_they_went_in(

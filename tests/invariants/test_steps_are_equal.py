@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from training_runs import losses, prepared_run, train_now, train_two_ranks
+from training_runs import losses, prepared_run, train_now
 
 # Two AdamW runs whose gradients agree to 1e-6 drift by single roundings; weights move by 1e-1 here in all.
 LOSS = 2e-6
@@ -59,28 +57,3 @@ def test_the_step_does_not_depend_on_how_it_is_cut(
     """Ragged rows and a ragged last window: a mean of means would differ in the first digit (transformers #34191)."""
     expected = run(tiny_tokenizer, tiny_model_dir, tmp_path / "a" / "run")
     assert_same(run(tiny_tokenizer, tiny_model_dir, tmp_path / "b" / "run", **variant), expected)
-
-
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_one_process_equals_two(
-    tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path: Path, method: str
-) -> None:
-    expected = run(tiny_tokenizer, tiny_model_dir, tmp_path / "a" / "run", method=method)
-    halves = {"gradient_accumulation_steps": 1, "method": method, "lora.dropout": 0.0}
-    output = tmp_path / "b" / "run"
-    prepared_run(tiny_tokenizer, tiny_model_dir, output, **halves).run.close()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    ranks = [
-        context.Process(target=train_two_ranks, args=(rank, port, str(tiny_model_dir), str(output), halves))
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
-    name = "model" if method == "full" else "adapter_model"
-    assert_same((losses(output), load_file(output / "final_model" / f"{name}.safetensors")), expected)

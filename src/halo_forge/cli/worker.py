@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--resume", type=Path)
     chosen = parser.parse_args()
     rank = int(os.environ["RANK"])
+    # Started again, workers go on from the newest checkpoint, not from where the user went back to.
+    is_first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     with StopSignal() as stop, display(rank) as notify:
         from halo_forge.pipeline import train_as_worker
 
@@ -36,7 +38,7 @@ def main() -> None:
             with process_group():
                 train_as_worker(
                     chosen.run, shard=chosen.shard, sharded_checkpoints=chosen.sharded_checkpoints,
-                    resume_from=chosen.resume, notify=notify, check=stop.check,
+                    resume_from=chosen.resume if is_first_start else None, notify=notify, check=stop.check,
                 )  # fmt: skip
         except HaloForgeError as error:
             keep_error(chosen.run, rank, error)

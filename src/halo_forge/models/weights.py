@@ -16,16 +16,22 @@ ADAPTER_FILE = "adapter_model.safetensors"
 FULL_FILE = "model.safetensors"
 
 
-def save_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
-    """The adapters of a model that has some, or the whole model in the dtype it is trained in, unsharded."""
+def save_weights(
+    model: PreTrainedModel | PeftModel, directory: Path, tensors: dict[str, torch.Tensor] | None = None
+) -> None:
+    """The adapters of a model that has some, or the whole model in the dtype it is trained in, in one file.
+
+    tensors  the values by parameter name, where the model itself holds only a part of each
+    """
+    given = {} if tensors is None else {"state_dict": tensors}
     if isinstance(model, PeftModel):
         # Never the embeddings for having grown: their new rows are among the adapter's weights.
-        model.save_pretrained(directory, safe_serialization=True, save_embedding_layers=False)
+        model.save_pretrained(directory, safe_serialization=True, save_embedding_layers=False, **given)
         (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card; ours comes with the release
     elif has_bottlenecks(model):
         save_bottlenecks(model, directory, (model.config.name_or_path, None))
     else:
-        model.save_pretrained(directory, max_shard_size="1000GB")
+        model.save_pretrained(directory, max_shard_size="1000GB", **given)
 
 
 def load_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:

@@ -108,6 +108,14 @@ def examples_to_batch(examples: Sequence[Example], *, share_prefixes: bool = Fal
     )
 
 
+def nothing_like(example: Example) -> Batch:
+    """A micro-batch without a target, of two tokens: it adds nothing, and takes part in what all processes do."""
+    two = replace(example, input_ids=example.input_ids[:2], loss_weights=np.array([0, 1], dtype=np.float32))
+    batch = examples_to_batch([two])
+    no_targets = {name: getattr(batch, name)[:0] for name in ("positions", "rows", "targets", "weights", "source_of")}
+    return replace(batch, num_tokens=0, **no_targets)
+
+
 def _last_target(example: Example) -> int:
     """How many tokens of a document the last trained one sees."""
     return int(np.flatnonzero(example.loss_weights)[-1])

@@ -22,13 +22,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from halo_forge.errors import CheckpointError
 from halo_forge.runs import fsync_directory, sha256_file, write_json
 from halo_forge.train.optimizer import moments
+from halo_forge.train.sharding import like
 
 MANIFEST = "MANIFEST.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
 PREFIX = "checkpoint-"
 POINTERS = ("best_val", "best_train", "latest")
 
@@ -72,45 +74,56 @@ def checkpoint_path(run: Path, step: int) -> Path:
 def save_checkpoint(
     run: Path,
     state: TrainState,
-    optimizer: torch.optim.Optimizer,
-    parameter_names: dict[torch.nn.Parameter, str],
-    save_weights: Callable[[Path], object],
+    write: Callable[[Path], object],
     fingerprint: str,
+    once: Callable[[Callable[[], Path]], Path] = lambda act: act(),
 ) -> Path:
     """Write checkpoint-<state.step>; returns its path. An OSError leaves everything as it was.
 
-    save_weights  writes the model files into the directory it is given
-    fingerprint   hash of data, template, tokenizer and training configuration; a resume under another is refused
+    write        puts model and optimizer files into the directory it is given
+    fingerprint  hash of data, template, tokenizer and training configuration; a resume under another is refused
+    once         where several processes write one checkpoint: does the rest in one of them and tells the others
     """
-    final = checkpoint_path(run, state.step)
-    staging = run / f".staging-{final.name}-{os.getpid()}"
-    shutil.rmtree(staging, ignore_errors=True)
+    staging = once(lambda: _staging_for(run, state.step))
     try:
-        staging.mkdir(parents=True)
-        save_weights(staging)
-        save_file(optimizer_tensors(optimizer, parameter_names), staging / "optimizer.safetensors")
-        (staging / "state.json").write_text(json.dumps(asdict(state), indent=2))
-        names = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
-        for name in names:
-            _fsync(staging / name)
-        write_json(
-            staging / MANIFEST,
-            {
-                "schema_version": 1,
-                "step": state.step,
-                "fingerprint": fingerprint,
-                "files": {
-                    name: {"sha256": sha256_file(staging / name), "bytes": (staging / name).stat().st_size}
-                    for name in names
-                },
-            },
-        )
-        discard(final)  # the same step saved before: identical, or from a run that was rewound
-        os.rename(staging, final)
-        fsync_directory(run)
+        write(staging)
+        return once(lambda: _made_final(staging, run, state, fingerprint))
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def _staging_for(run: Path, step: int) -> Path:
+    staging = run / f".staging-{PREFIX}{step}-{os.getpid()}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    return staging
+
+
+def _made_final(staging: Path, run: Path, state: TrainState, fingerprint: str) -> Path:
+    """Everything durable, then the manifest, then one rename."""
+    final = checkpoint_path(run, state.step)
+    (staging / "state.json").write_text(json.dumps(asdict(state), indent=2))
+    names = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
+    for name in names:
+        _fsync(staging / name)
+    write_json(
+        staging / MANIFEST,
+        {
+            "schema_version": 1,
+            "step": state.step,
+            "fingerprint": fingerprint,
+            "files": {
+                name: {"sha256": sha256_file(staging / name), "bytes": (staging / name).stat().st_size}
+                for name in names
+            },
+        },
+    )
+    for directory in {(staging / name).parent for name in names} - {staging}:
+        fsync_directory(directory)
+    discard(final)  # the same step saved before: identical, or from a run that was rewound
+    os.rename(staging, final)
+    fsync_directory(run)
     return final
 
 
@@ -182,7 +195,7 @@ def newest_checkpoint(run: Path, fingerprint: str) -> tuple[Checkpoint | None, l
 
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str]) -> None:
     """Put the moments of `path` into the optimizer, bit for bit. Raises CheckpointError on a mismatch."""
-    tensors = load_file(path / "optimizer.safetensors")
+    tensors = load_file(path / OPTIMIZER_FILE)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     states: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
@@ -194,9 +207,14 @@ def load_optimizer(path: Path, optimizer: torch.optim.Optimizer, names: dict[tor
     for parameter in parameters if tensors else ():
         # A fused step counter lives on its parameter's device; bitsandbytes counts in a plain number.
         optimizer.state[parameter] = {
-            field: tensor.to(parameter.device) if tensor.ndim or tensor.is_floating_point() else int(tensor)
+            field: _placed(tensor, parameter) if tensor.ndim or tensor.is_floating_point() else int(tensor)
             for field, tensor in states[names[parameter]].items()
         }
+
+
+def _placed(tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """Cut as the parameter is, where it is: a moment has its shape, a step counter none."""
+    return like(parameter, tensor) if tensor.ndim else tensor.to(parameter.device)
 
 
 def optimizer_tensors(

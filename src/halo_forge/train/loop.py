@@ -9,20 +9,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from halo_forge.errors import CheckpointError, HaloForgeError, Interrupted, OutOfMemory, TrainingError
 from halo_forge.models.compute import release_memory
-from halo_forge.models.weights import load_weights, save_weights
 from halo_forge.runs import Notify
 from halo_forge.train.batches import Batch
 from halo_forge.train.checkpoint import (
     TrainState,
     checkpoint_path,
     clean_leftovers,
-    load_optimizer,
     newest_checkpoint,
     point,
     read_checkpoint,
@@ -31,8 +29,10 @@ from halo_forge.train.checkpoint import (
     verify_checkpoint,
 )
 from halo_forge.train.optimizer import pull_to_start
-from halo_forge.train.processes import from_main
+from halo_forge.train.processes import any_process, from_main
+from halo_forge.train.saved_state import read_optimizer, read_weights, write_gathered, write_parts, write_whole
 from halo_forge.train.session import Session
+from halo_forge.train.sharding import local
 from halo_forge.train.step import StepResult, train_step
 from halo_forge.train.watching.run_log import RunLog, open_run_log
 from halo_forge.train.watching.samples import Sampler, open_sampler, take_samples
@@ -65,14 +65,16 @@ def restore(session: Session, resume_from: Path | None, notify: Notify) -> Curso
     state = TrainState()
     if found is not None:
         state = found.state
-        load_weights(session.model, found.path)
-        load_optimizer(found.path, session.optimizer, session.parameter_names)
+        read_weights(found.path, session.model)
+        read_optimizer(found.path, session.model, session.optimizer)
         notify("note", {"text": f"resumed from {found.path.name} ({state.step} of {session.num_steps} steps done)"})
     if not session.processes.is_main:
         return Cursor(state, None)
     if found is not None:
         update_pointers(session, state)
-    return Cursor(state, open_run_log(session, state, notify), open_sampler(session, state))
+    # Answers of a sharded model would need all processes for each token.
+    sampler = None if session.compute.shard else open_sampler(session, state)
+    return Cursor(state, open_run_log(session, state, notify), sampler)
 
 
 def run_steps(session: Session, cursor: Cursor, notify: Notify, check: Callable[[], None]) -> StopReason:
@@ -230,12 +232,13 @@ def save(session: Session, cursor: Cursor, notify: Notify, *, required: bool, sc
 
     A save that fails for want of space is told and tried again at the next one; only a required save stops the run.
     An unscheduled one (a signal) leaves the running train-loss window open, so that a killed and an uninterrupted run
-    choose the same best_train.
+    choose the same best_train. Of a sharded model all processes save together, else the main one does alone.
     """
-    state = cursor.state
-    if not session.processes.is_main or state.step == 0:
+    state, together = cursor.state, session.compute.shard
+    once: Callable[[Callable[[], Any]], Any] = from_main if together else lambda act: act()
+    if state.step == 0 or not (session.processes.is_main or together):
         return
-    if not scheduled and verify_checkpoint(checkpoint_path(session.directory, state.step)) is None:
+    if not scheduled and once(lambda: verify_checkpoint(checkpoint_path(session.directory, state.step))) is None:
         return
     if scheduled and state.recent_loss_weight:
         recent = state.recent_loss_sum / state.recent_loss_weight
@@ -244,15 +247,15 @@ def save(session: Session, cursor: Cursor, notify: Notify, *, required: bool, sc
         state = state.advanced(recent_loss_sum=0.0, recent_loss_weight=0.0)
     state = state.advanced(metrics_bytes=cursor.metrics.sync() if cursor.metrics else 0)
     try:
-        require_free_space(session)
+        once(lambda: require_free_space(session))
         refuse_nonfinite_weights(session)
+        write = write_parts if session.compute.sharded_checkpoints else write_gathered if together else write_whole
         save_checkpoint(
             session.directory,
             state,
-            session.optimizer,
-            session.parameter_names,
-            lambda directory: save_weights(session.model, directory),
+            lambda directory: write(directory, session.model, session.optimizer),
             session.fingerprint,
+            once,
         )
     except (OSError, CheckpointError) as error:
         if required or isinstance(error, CheckpointError):
@@ -264,6 +267,8 @@ def save(session: Session, cursor: Cursor, notify: Notify, *, required: bool, sc
         notify("note", {"text": f"checkpoint at step {state.step} not written ({error}); trying again at the next"})
         return
     cursor.state = state
+    if not session.processes.is_main:
+        return
     update_pointers(session, state)
     kept = [s for s in (state.best_val_step, state.best_train_step, state.step) if s is not None]
     rotate(session.directory, kept, session.config.output.save_total_limit)
@@ -292,5 +297,6 @@ def require_free_space(session: Session) -> None:
 
 def refuse_nonfinite_weights(session: Session) -> None:
     for parameter, name in session.parameter_names.items():
-        if not bool(torch.isfinite(parameter).all()):
+        is_bad = not bool(torch.isfinite(local(parameter)).all())
+        if any_process(is_bad, session.compute.device) if session.compute.shard else is_bad:
             raise CheckpointError(f"weight {name} is not finite; no checkpoint is written from it")

@@ -13,6 +13,7 @@ import torch
 from halo_forge.config.schema import TrainingSection
 from halo_forge.models.quantised import require_bitsandbytes
 from halo_forge.models.quiet import quiet_bitsandbytes
+from halo_forge.train.sharding import is_sharded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,7 @@ def apply_clipped(optimizer: torch.optim.Optimizer, factor: float) -> None:
         optimizer.step()
         return
     device = optimizer.param_groups[0]["params"][0].device
-    if not optimizer.param_groups[0].get("fused"):
+    if not optimizer.param_groups[0].get("fused") or is_sharded(optimizer.param_groups[0]["params"]):
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         torch._foreach_mul_(gradients, factor)
         optimizer.step()

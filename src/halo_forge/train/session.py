@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,21 @@ from halo_forge.models.fast.head import Softening
 from halo_forge.models.weights import parameter_names
 from halo_forge.runs import Notify, sha256_json
 from halo_forge.train.attention import DOCUMENT_ATTENTION, set_training_attention
-from halo_forge.train.batches import Batch, Examples, StepOrder, examples_to_batch, pack_by_tokens, step_batches
+from halo_forge.train.batches import (
+    Batch,
+    Examples,
+    StepOrder,
+    examples_to_batch,
+    nothing_like,
+    pack_by_tokens,
+    step_batches,
+)
 from halo_forge.train.loss import Objective, autocast, fast_objective, model_objective
 from halo_forge.train.methods import load_training_model
 from halo_forge.train.neftune import with_noise
 from halo_forge.train.optimizer import Schedule, make_optimizer, make_schedule
 from halo_forge.train.processes import Processes, current_processes, share_out, step_cost
+from halo_forge.train.sharding import check_shardable, shard
 from halo_forge.train.watching.source_losses import LossCounter, LossSums
 
 CPU_MICRO_BATCH_TOKENS = 2048
@@ -66,13 +75,17 @@ class Session:
 
     def batches_of(self, step: int) -> list[Batch]:
         """This process's micro-batches of one optimizer step."""
+        examples = self.examples_of(step)
+        shares = self.shares_of(examples)
         batches = step_batches(
-            self._mine(self.examples_of(step)),
+            [examples[position] for position in shares[self.processes.rank]],
             max_tokens=self.max_tokens,
             examples_per_batch=self.examples_per_batch,
             share_prefixes=self.share_prefixes,
             trim=self.config.training.skip_unread,
         )
+        if self.compute.shard:
+            batches += [nothing_like(examples[0])] * (self._most_groups(examples, shares) - len(batches))
         if self.config.training.dataloader_pin_memory and self.compute.device.type == "cuda":
             return [batch.pin_memory() for batch in batches]
         return batches
@@ -80,12 +93,21 @@ class Session:
     def examples_of(self, step: int) -> list[Example]:
         return [self.train[int(index)] for index in self.order.indices(step)]
 
-    def _mine(self, examples: list[Example]) -> list[Example]:
-        """This process's part of examples that all processes work on together."""
+    def shares_of(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Which of the examples each process works on."""
         width = self.model.config.get_text_config().hidden_size
         costs = [step_cost(len(example.input_ids), width) for example in examples]
-        share = share_out(costs, [prompt_tokens(example) for example in examples], self.processes.count)
-        return [examples[position] for position in share[self.processes.rank]]
+        return share_out(costs, [prompt_tokens(example) for example in examples], self.processes.count)
+
+    def _groups(self, lengths: Sequence[int]) -> list[list[int]]:
+        if self.max_tokens is None:
+            size = self.examples_per_batch
+            return [list(range(start, min(start + size, len(lengths)))) for start in range(0, len(lengths), size)]
+        return pack_by_tokens(lengths, self.max_tokens)
+
+    def _most_groups(self, examples: Sequence[Example], shares: Sequence[Sequence[int]]) -> int:
+        """Micro-batches of the process that has most: with a sharded model every one of them needs all processes."""
+        return max(len(self._groups([len(examples[position].input_ids) for position in share])) for share in shares)
 
     def steps_from(self, first: int) -> Iterator[tuple[int, list[Batch]]]:
         """(step, micro-batches) in order; with worker threads, batches are built ahead of the loop."""
@@ -107,18 +129,19 @@ class Session:
         """nll over the validation split; None without rows."""
         if not len(self.validation):
             return None
-        mine = self._mine([self.validation[i] for i in range(len(self.validation))])
-        groups = (
-            [[i] for i in range(len(mine))]
-            if self.max_tokens is None
-            else pack_by_tokens([len(example.input_ids) for example in mine], self.max_tokens)
-        )
+        examples = [self.validation[i] for i in range(len(self.validation))]
+        shares = self.shares_of(examples)
+        mine = [examples[position] for position in shares[self.processes.rank]]
+        groups = self._groups([len(example.input_ids) for example in mine])
+        batches = [examples_to_batch([mine[i] for i in group]) for group in groups]
+        if self.compute.shard:
+            batches += [nothing_like(examples[0])] * (self._most_groups(examples, shares) - len(batches))
         counter = LossCounter()
         self.model.eval()
         self.objective.refresh()
         try:
-            for group in groups:
-                batch = examples_to_batch([mine[i] for i in group]).to(self.compute.device)
+            for batch in batches:
+                batch = batch.to(self.compute.device)
                 _, nll = self.objective.nll(batch, batch.weights)
                 counter.add(batch, nll)
         finally:
@@ -163,6 +186,8 @@ def open_session(
 ) -> Session:
     """Load the model, attach adapters, choose the attention and prove it. Raises TrainingError, ModelNotFound."""
     training, processes = config.training, current_processes()
+    if compute.shard:
+        check_shardable(config)
     train = read_examples(directory / prepared.splits["train"].examples)
     validation = read_examples(directory / prepared.splits["validation"].examples)
     if training.early_stopping and not len(validation):
@@ -181,6 +206,8 @@ def open_session(
     objective, attention = choose_objective(model, config, compute, probe.to(compute.device), notify)
     if training.neftune_alpha is not None:
         objective = with_noise(objective, model, training.neftune_alpha)
+    if compute.shard:
+        shard(model, compute)
     model.train()
     packed = training.packing and attention != "unpacked"
     return Session(
@@ -203,6 +230,7 @@ def open_session(
         attention=attention,
         share_prefixes=(
             training.prefix_sharing
+            and not compute.shard  # every process must know how many micro-batches the others have
             and attention == DOCUMENT_ATTENTION
             and training.neftune_alpha is None
             and not drops_anything(model)
@@ -221,7 +249,7 @@ def choose_objective(
         recompute_activations(model)
     only = training.supervised_logits_only
     softening = Softening(label_smoothing=training.label_smoothing, kl_to_base=training.kl_to_base)
-    if training.fast_layers and config.model.attn_implementation in ("auto", "document"):
+    if training.fast_layers and not compute.shard and config.model.attn_implementation in ("auto", "document"):
         try:
             decoder = FastDecoder.of(model, torch.bfloat16 if compute.precision == "bfloat16" else torch.float32)
         except NotCovered as reason:

@@ -15,6 +15,7 @@ from halo_forge.runs import GOES_ON
 from halo_forge.train.batches import Batch
 from halo_forge.train.loss import Objective
 from halo_forge.train.optimizer import apply_clipped
+from halo_forge.train.sharding import is_sharded, whole
 from halo_forge.train.watching.source_losses import LossCounter
 
 
@@ -78,7 +79,7 @@ def train_step(
 
     sum_gradients_over_processes(parameters)
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    losses, norm = counter.over_processes(), float(grad_norm)
+    losses, norm = counter.over_processes(), float(whole(grad_norm))
 
     applied = math.isfinite(losses.mean) and math.isfinite(norm)
     if applied:
@@ -121,8 +122,9 @@ def _over_processes(values: Sequence[float | torch.Tensor], device: torch.device
 
 
 def sum_gradients_over_processes(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """One all-reduce over all gradients; a process without a micro-batch contributes zeros instead of hanging."""
-    if not dist.is_initialized():
+    """One all-reduce over all gradients; a process without a micro-batch contributes zeros instead of hanging. Those of
+    sharded weights are summed already."""
+    if not dist.is_initialized() or is_sharded(parameters):
         return
     flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1).float() for p in parameters])
     dist.all_reduce(flat)

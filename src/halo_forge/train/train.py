@@ -5,11 +5,14 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from halo_forge.artifacts import PreparedData, TrainedModel
 from halo_forge.chat import first_batch_text, prompt_and_reference, read_conversations
@@ -18,7 +21,6 @@ from halo_forge.errors import UsageError
 from halo_forge.models import save_final, weights_sha256
 from halo_forge.models.compute import Compute
 from halo_forge.models.quantised import num_parameters
-from halo_forge.models.weights import load_weights
 from halo_forge.runs import (
     Notify,
     RunDirectory,
@@ -31,12 +33,16 @@ from halo_forge.runs import (
 )
 from halo_forge.train.checkpoint import PREFIX, TrainState, checkpoint_path, discard, list_checkpoints
 from halo_forge.train.loop import Cursor, StopReason, restore, run_steps
+from halo_forge.train.methods import load_training_model
 from halo_forge.train.planning.look_ahead import look_ahead
 from halo_forge.train.preflight.preflight import preflight
+from halo_forge.train.processes import from_main
+from halo_forge.train.saved_state import read_weights
 from halo_forge.train.session import Session, open_session, training_fingerprint, use_all_cores
 from halo_forge.train.watching.metrics import read_metrics, write_training_log
 from halo_forge.train.watching.trackers import require_trackers
 
+CPU = torch.device("cpu")
 FINAL_MODEL = "final_model"
 RECORD = "trained.json"
 
@@ -65,7 +71,7 @@ def train(
     require_trackers(config.output.trackers)
     use_all_cores()
     if resume_from is not None:
-        resume_from = rewind(run.path, resume_from)
+        resume_from = from_main(partial(rewind, run.path, resume_from))
     compute, foreseen = look_ahead(config, run, prepared, compute, notify)
     session = open_session(config, run.path, prepared, tokenizer, compute, notify)
     if session.processes.is_main:
@@ -127,12 +133,10 @@ def finish(
     final_step = state.step
     if config.output.final == "best_val" and state.best_val_step is not None:
         final_step = state.best_val_step
-    if final_step != state.step:
-        load_weights(session.model, checkpoint_path(run.path, final_step))
     record = make_record(session, prepared, state, stop_reason, final_step, run)
     if session.processes.is_main:
         save_final(
-            session.model,
+            final_weights(session, state.step, final_step),
             session.tokenizer,
             run.file(FINAL_MODEL),
             config.model.name,
@@ -145,6 +149,16 @@ def finish(
     if dist.is_initialized():
         dist.barrier()
     return record
+
+
+def final_weights(session: Session, trained_step: int, final_step: int) -> PreTrainedModel | PeftModel:
+    """The whole model with the weights of `final_step`; this process alone needs it."""
+    model, compute = session.model, session.compute
+    if compute.shard:  # then this process holds a part only
+        model = load_training_model(session.config, replace(compute, device=CPU), session.tokenizer)
+    if compute.shard or final_step != trained_step:
+        read_weights(checkpoint_path(session.directory, final_step), model, alone=True)
+    return model
 
 
 def stop_tokens(run: RunDirectory, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> list[int]:

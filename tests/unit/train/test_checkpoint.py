@@ -30,11 +30,13 @@ class Model:
         return ck.save_checkpoint(
             run,
             ck.TrainState(step=step).advanced(**state),
-            self.optimizer,
-            self.names,
-            lambda directory: save_file({"weight": self.weight.detach()}, directory / "model.safetensors"),
+            self.write,
             FINGERPRINT,
         )
+
+    def write(self, directory: Path) -> None:
+        save_file({"weight": self.weight.detach()}, directory / "model.safetensors")
+        save_file(ck.optimizer_tensors(self.optimizer, self.names), directory / ck.OPTIMIZER_FILE)
 
 
 @pytest.fixture
@@ -126,7 +128,7 @@ def test_a_save_that_fails_leaves_the_previous_one_and_no_litter(tmp_path: Path,
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        ck.save_checkpoint(tmp_path, ck.TrainState(step=2), model.optimizer, model.names, full, FINGERPRINT)
+        ck.save_checkpoint(tmp_path, ck.TrainState(step=2), full, FINGERPRINT)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert ck.verify_checkpoint(tmp_path / "checkpoint-1") is None
 

@@ -20,6 +20,7 @@ from halo_forge.models.compute import release_memory
 from halo_forge.models.machine import resident_bytes
 from halo_forge.train.batches import examples_to_batch
 from halo_forge.train.session import Session
+from halo_forge.train.sharding import local
 from halo_forge.train.step import train_step
 
 SAMPLE_EVERY_S = 0.002
@@ -57,7 +58,7 @@ class Onlooker(torch.optim.Optimizer):
         for parameter, name in self.names.items():
             if parameter.grad is None:
                 self.without_gradient.append(name)
-            elif self.all_zero and bool(parameter.grad.any()):
+            elif self.all_zero and bool(local(parameter.grad).any()):
                 self.all_zero = False
 
 
