@@ -151,7 +151,7 @@ class TwoProcesses:
 
 def train_two_ranks(
     rank: int, port: int, model: str, output: str, *, training: dict[str, Any], stop_after: int | None = None,
-    bf16: bool = False, **compute: bool,
+    bf16: bool = False, **compute: Any,
 ) -> None:  # fmt: skip
     """For a child process: one of two gloo ranks over the same run directory, prepared beforehand by the parent.
 

@@ -35,6 +35,8 @@ class Launch:
     rdzv_endpoint       HOST:PORT on node 0, reachable from every node
     max_restarts        how often all workers start again after one died
     shard               FSDP2: weights, gradients and optimizer cut over the workers instead of copied to each
+    shard_size          how many workers share one copy; None = all. As many as a node has keeps the gathering
+                        of weights inside it (docs/cluster.md has the figures)
     sharded_checkpoints each worker writes its own part
     """
 
@@ -44,6 +46,7 @@ class Launch:
     rdzv_endpoint: str | None = None
     max_restarts: int = 3
     shard: bool = False
+    shard_size: int | None = None
     sharded_checkpoints: bool = False
 
     def __post_init__(self) -> None:
@@ -59,8 +62,15 @@ class Launch:
                 where="--node-rank",
                 expected=f"0 to {self.nnodes - 1}, another one on each node",
             )
-        if self.sharded_checkpoints and not self.shard:
-            raise UsageError("--sharded-checkpoints needs --shard: only then has each worker a part of its own")
+        if (self.sharded_checkpoints or self.shard_size) and not self.shard:
+            name = "--sharded-checkpoints" if self.sharded_checkpoints else "--shard-size"
+            raise UsageError(f"{name} needs --shard: only then has each worker a part of its own")
+        if self.shard_size and self.num_processes % self.shard_size:
+            raise UsageError(
+                f"{self.num_processes} workers cannot be cut into groups of {self.shard_size}",
+                where="--shard-size",
+                expected=f"a divisor of {self.num_processes}",
+            )
 
     @property
     def num_processes(self) -> int:
@@ -69,7 +79,8 @@ class Launch:
     @property
     def worker_flags(self) -> list[str]:
         chosen = {"--shard": self.shard, "--sharded-checkpoints": self.sharded_checkpoints}
-        return [flag for flag, is_set in chosen.items() if is_set]
+        size = [f"--shard-size={self.shard_size}"] if self.shard_size else []
+        return [flag for flag, is_set in chosen.items() if is_set] + size
 
 
 def run_workers(launch: Launch, run: Path, resume_from: Path | None = None) -> None:
@@ -95,6 +106,8 @@ def run_workers(launch: Launch, run: Path, resume_from: Path | None = None) -> N
         monitor_interval=0.1,
     )
     flags = [*launch.worker_flags, *(["--resume", str(resume_from)] if resume_from is not None else [])]
+    # Without it, workers that start again find the addresses of those before them in the agent's store (torch 2.13).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
         with _handlers_put_back(), _quiet_agent():
             elastic_launch(config, sys.executable)("-m", WORKER, str(run), *flags)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -162,20 +162,22 @@ def run_stages(
 
 def train_as_worker(
     run: Path,
+    sharding: Mapping[str, Any],
     *,
-    shard: bool,
-    sharded_checkpoints: bool,
     resume_from: Path | None,
     notify: Notify,
     check: Callable[[], None],
 ) -> None:
-    """The training stage of a run whose directory another process holds, as one of several workers."""
+    """The training stage of a run whose directory another process holds, as one of several workers.
+
+    sharding  fields of `Compute`: shard, shard_size, sharded_checkpoints
+    """
     directory = RunDirectory(run)
     settings = Config.model_validate(json.loads(directory.file("run.json").read_bytes())["config"])
     compute = recall_compute(directory, settings.training.bf16)
     train(
         settings, directory, load_prepared(directory), tokenizer_of(settings.model),
-        compute=replace(compute, shard=shard, sharded_checkpoints=sharded_checkpoints),
+        compute=replace(compute, **sharding),
         resume_from=resume_from, notify=notify, check=check,
     )  # fmt: skip
 

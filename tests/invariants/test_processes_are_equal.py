@@ -19,9 +19,10 @@ from training_runs import TwoProcesses, final_weights, losses, prepared_run, tra
 LOSS = 2e-6
 WEIGHTS = 2e-5
 FILES = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}
-WHOLE: dict[str, bool] = {}
+WHOLE: dict[str, Any] = {}
 GATHERED = {"shard": True}
 PARTS = {"shard": True, "sharded_checkpoints": True}
+COPIES_OF_PARTS = {"shard": True, "shard_size": 1}
 
 Outcome = tuple[list[float], dict[str, torch.Tensor]]
 
@@ -60,11 +61,13 @@ def assert_same(one: Outcome, two: Outcome) -> None:
         assert (tensor - two[1][name]).abs().max() <= WEIGHTS, name
 
 
-@pytest.mark.parametrize("compute", [WHOLE, GATHERED, PARTS], ids=["whole", "gathered", "parts"])
+@pytest.mark.parametrize(
+    "compute", [WHOLE, GATHERED, PARTS, COPIES_OF_PARTS], ids=["whole", "gathered", "parts", "copies"]
+)
 @pytest.mark.parametrize("method", FILES)
 def test_one_process_equals_two(
     tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path: Path,
-    two_processes: TwoProcesses, of_one_process: dict[str, Outcome], method: str, compute: dict[str, bool],
+    two_processes: TwoProcesses, of_one_process: dict[str, Outcome], method: str, compute: dict[str, Any],
 ) -> None:  # fmt: skip
     """Also where small micro-batches leave one process with fewer of them than the other."""
     training = settings_of(method, 2, micro_batch_tokens=64)
@@ -78,7 +81,7 @@ def test_one_process_equals_two(
 )
 def test_two_processes_stop_and_one_goes_on(
     tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path: Path,
-    two_processes: TwoProcesses, of_one_process: dict[str, Outcome], method: str, compute: dict[str, bool],
+    two_processes: TwoProcesses, of_one_process: dict[str, Outcome], method: str, compute: dict[str, Any],
 ) -> None:  # fmt: skip
     """One of them is told to stop; both do, at the same step, and what they saved fits one process."""
     training = settings_of(method, 2)
@@ -94,7 +97,7 @@ def test_two_processes_stop_and_one_goes_on(
 @pytest.mark.parametrize(("method", "compute"), [("full", PARTS), ("lora", GATHERED)], ids=str)
 def test_one_process_stops_and_two_go_on(
     tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path: Path,
-    two_processes: TwoProcesses, of_one_process: dict[str, Outcome], method: str, compute: dict[str, bool],
+    two_processes: TwoProcesses, of_one_process: dict[str, Outcome], method: str, compute: dict[str, Any],
 ) -> None:  # fmt: skip
     prepared = prepared_run(tiny_tokenizer, tiny_model_dir, tmp_path / "run", **settings_of(method, 1))
     calls = 0
@@ -125,7 +128,7 @@ def test_sharded_in_bfloat16_is_as_close_to_float32_as_one_process_is(
 @pytest.mark.parametrize(("value", "compute"), [("overfit", WHOLE), (True, GATHERED)], ids=str)
 def test_two_processes_try_the_step_together(
     tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path: Path,
-    two_processes: TwoProcesses, value: bool | str, compute: dict[str, bool],
+    two_processes: TwoProcesses, value: bool | str, compute: dict[str, Any],
 ) -> None:  # fmt: skip
     """Both must take part in every exchange of the trial, or one waits for ever."""
     found = []

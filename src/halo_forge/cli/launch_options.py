@@ -32,6 +32,9 @@ FLAGS: dict[str, Any] = {
     "shard": Annotated[
         bool, typer.Option("--shard", help="FSDP2: cut weights and optimizer over the workers.", rich_help_panel=PANEL)
     ],
+    "shard_size": Annotated[
+        int | None, typer.Option(min=1, help="Workers that share one copy. Default: all.", rich_help_panel=PANEL)
+    ],
     "sharded_checkpoints": Annotated[
         bool, typer.Option("--sharded-checkpoints", help="Each worker writes its part.", rich_help_panel=PANEL)
     ],
@@ -51,7 +54,7 @@ def with_processes(command: Callable[..., Any]) -> Callable[..., Any]:
     flags = [
         inspect.Parameter(
             name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind,
-            default=False if name.startswith("shard") else None,
+            default=False if name in ("shard", "sharded_checkpoints") else None,
         )
         for name, kind in FLAGS.items()
     ]  # fmt: skip

@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--shard", action="store_true")
     parser.add_argument("--sharded-checkpoints", action="store_true")
+    parser.add_argument("--shard-size", type=int)
     parser.add_argument("--resume", type=Path)
     chosen = parser.parse_args()
     rank = int(os.environ["RANK"])
@@ -37,7 +38,8 @@ def main() -> None:
         try:
             with process_group():
                 train_as_worker(
-                    chosen.run, shard=chosen.shard, sharded_checkpoints=chosen.sharded_checkpoints,
+                    chosen.run,
+                    {name: getattr(chosen, name) for name in ("shard", "shard_size", "sharded_checkpoints")},
                     resume_from=chosen.resume if is_first_start else None, notify=notify, check=stop.check,
                 )  # fmt: skip
         except HaloForgeError as error:

@@ -22,13 +22,15 @@ RECORD = "compute.json"
 class Compute:
     """recompute: activations are computed again in the backward pass. examples_per_step: of all processes together; a
     run that goes on with fewer or more of them keeps it. None = not decided yet. shard: weights and optimizer are cut
-    over the processes (FSDP2), with sharded_checkpoints in their files too; that may change from start to start."""
+    over shard_size processes (FSDP2; None = all), with sharded_checkpoints in their files too; that may change from
+    start to start."""
 
     device: torch.device
     precision: Literal["float32", "bfloat16"]
     recompute: bool | None = None
     examples_per_step: int | None = None
     shard: bool = False
+    shard_size: int | None = None
     sharded_checkpoints: bool = False
 
 

@@ -191,15 +191,9 @@ def open_session(
     train = read_examples(directory / prepared.splits["train"].examples)
     validation = read_examples(directory / prepared.splits["validation"].examples)
     if training.early_stopping and not len(validation):
-        raise ConfigError(
-            [
-                ConfigProblem(
-                    message="early stopping needs validation rows",
-                    where="training.early_stopping",
-                    suggestion="set data.validation_split or data.validation_file",
-                )
-            ]
-        )
+        suggestion = "set data.validation_split or data.validation_file"
+        problem = "early stopping needs validation rows"
+        raise ConfigError([ConfigProblem(message=problem, where="training.early_stopping", suggestion=suggestion)])
     order = step_order(config, len(train), compute.examples_per_step or examples_per_step(config, processes.count))
     model = load_training_model(config, compute, tokenizer, notify)
     probe = examples_to_batch([_first_tokens(train[i % len(train)], 16 - 5 * i) for i in range(2)])

@@ -51,9 +51,12 @@ def shard(model: PreTrainedModel | PeftModel, compute: Compute) -> None:
     """Cut the model in place, layer by layer; what lies outside the layers stays together.
 
     Of a full training in bfloat16, attention and MLP travel in the compute type (autocast would round them the same
-    way), norms and embeddings in float32, as autocast leaves them. Gradients are summed in float32.
+    way), norms and embeddings in float32, as autocast leaves them. Gradients are summed in float32. With fewer parts
+    than processes, groups of them hold one copy each, and join their gradients afterwards (hybrid sharding).
     """
-    mesh = init_device_mesh(compute.device.type, (dist.get_world_size(),))
+    count, size = dist.get_world_size(), compute.shard_size or dist.get_world_size()
+    shape, axes = ((count,), ("parts",)) if size == count else ((count // size, size), ("copies", "parts"))
+    mesh = init_device_mesh(compute.device.type, shape, mesh_dim_names=axes)
     causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     plain = MixedPrecisionPolicy(cast_forward_inputs=False)
     narrow = MixedPrecisionPolicy(

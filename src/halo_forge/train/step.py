@@ -54,18 +54,7 @@ def train_step(
     started = time.perf_counter()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     device = parameters[0].device
-    told_to_stop = interruption(check)
-    step_weight, num_supervised, num_tokens, num_told = _over_processes(
-        [
-            sum(float(batch.weights.sum()) for batch in batches),
-            sum(len(batch.targets) for batch in batches),
-            sum(batch.num_tokens for batch in batches),
-            told_to_stop is not None,
-        ],
-        device,
-    )
-    if num_told:
-        raise told_to_stop or Interrupted("another process of this run was told to stop", fix=GOES_ON)
+    step_weight, num_supervised, num_tokens = agree_on_step(batches, device, check)
 
     objective.refresh()
     counter = LossCounter()
@@ -99,12 +88,27 @@ def train_step(
     )
 
 
-def interruption(check: Callable[[], None]) -> Interrupted | None:
+def agree_on_step(
+    batches: Sequence[Batch], device: torch.device, check: Callable[[], None]
+) -> tuple[float, float, float]:
+    """(weight, supervised tokens, tokens) of the step over all processes. Raises Interrupted in all if in one."""
+    told_to_stop = None
     try:
         check()
     except Interrupted as told:
-        return told
-    return None
+        told_to_stop = told
+    weight, num_supervised, num_tokens, num_told = _over_processes(
+        [
+            sum(float(batch.weights.sum()) for batch in batches),
+            sum(len(batch.targets) for batch in batches),
+            sum(batch.num_tokens for batch in batches),
+            told_to_stop is not None,
+        ],
+        device,
+    )
+    if num_told:
+        raise told_to_stop or Interrupted("another process of this run was told to stop", fix=GOES_ON)
+    return weight, num_supervised, num_tokens
 
 
 def clip_factor(norm: float, max_norm: float | None) -> float:
