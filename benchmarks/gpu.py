@@ -7,8 +7,8 @@
 
 Models have random weights of a published shape, so nothing is downloaded; tokens are random, lengths as stated. A
 training workload is timed only after its parity gate: on a model of the same widths with two layers, the loss within
-1 % and the gradient as close to float32 (each document alone through transformers' own layers) as autocast's is, within
-a tenth. Contestants run in fresh processes, turn about:
+1 % and the gradient of every tensor as close to float32 (each document alone through transformers' own layers) as
+autocast's is, within half as much again, or 1 %. Contestants run in fresh processes, turn about:
 
     ours             the step of `halo-forge sft train`, compiled where there is a GPU
     ours_uncompiled  the same with training.compile: false
@@ -430,15 +430,21 @@ def parity(work: Workload) -> dict[str, Any]:
         results[name] = gradients(objective, together if name == "ours" else alone, model)
         del model
 
-    def distance(name: str) -> float:
+    def distances(name: str) -> dict[str, float]:
         exact = results["exact"][1]
-        squares = sum(float((results[name][1][key] - exact[key]).square().sum()) for key in exact)
-        return float((squares / sum(float(g.square().sum()) for g in exact.values())) ** 0.5)
+        return {key: float((results[name][1][key] - exact[key]).norm() / exact[key].norm()) for key in exact}
 
+    # Tensor by tensor: small gradients, as of keys, would vanish beside those of embeddings. Where autocast itself is
+    # far off (a bias of keys has no gradient but rounding) nothing can be told.
+    own, usual = distances("ours"), distances("autocast")
+    told = {key: (own[key], usual[key]) for key in own if usual[key] < 0.2}
+    worst = max(told, key=lambda key: told[key][0] / max(0.01, 1.5 * told[key][1]))
     off = abs(results["ours"][0] - results["exact"][0]) / results["exact"][0]
-    own, peers = distance("ours"), distance("autocast")
-    return {"loss_off": off, "gradient_off": own, "autocast_off": peers, "notes": notes,
-            "passed": off <= 0.01 and own <= 1.1 * peers}  # fmt: skip
+    passed = off <= 0.01 and told[worst][0] <= max(0.01, 1.5 * told[worst][1]) and len(told) >= len(own) / 2
+    return {
+        "loss_off": off, "worst": worst, "gradient_off": told[worst][0], "autocast_off": told[worst][1],
+        "tensors": len(told), "notes": notes, "passed": passed,
+    }  # fmt: skip
 
 
 def move_adapters(model: Any) -> None:

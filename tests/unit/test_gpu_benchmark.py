@@ -97,3 +97,22 @@ def test_the_whole_script_runs_on_tiny_shapes(tmp_path: Path) -> None:
         assert summary[peer]["ours_over_it"] > 0
         assert summary[peer]["largest_loss_difference"] < 1e-3
         assert "mfu" in summary["ours"]
+
+
+@pytest.mark.parametrize("name", ["qwen-0.5b-full", "llama-8b-lora"])
+def test_the_gate_sees_a_gradient_of_keys_that_is_three_percent_off(
+    name: str, script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from halo_forge.models.fast import attention
+
+    assert script.parity(script.TINY_TRAINING[name])["passed"]
+    real = attention._attend_backward
+
+    def wrong(*arguments: Any) -> tuple[torch.Tensor, ...]:
+        d_query, d_key, d_value = real(*arguments)
+        return d_query, d_key * 1.03, d_value
+
+    monkeypatch.setattr(attention, "_attend_backward", wrong)
+    found = script.parity(script.TINY_TRAINING[name])
+    assert not found["passed"]
+    assert "k_proj" in found["worst"]
