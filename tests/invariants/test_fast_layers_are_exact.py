@@ -333,7 +333,8 @@ def test_gradients_of_the_pieces_are_those_of_finite_differences() -> None:
 
         def adapted(x: torch.Tensor, *adapters: torch.Tensor, dropout: float = dropout) -> torch.Tensor:
             torch.manual_seed(0)
-            return ops.LoraLinear.apply(x, joint, None, (0.5, 2.0), dropout, *adapters)  # type: ignore[no-any-return]
+            kept = ops.kept_by_dropout(x.shape, dropout, x.device) if dropout else None
+            return ops.LoraLinear.apply(x, joint, None, (0.5, 2.0), dropout, kept, *adapters)  # type: ignore[no-any-return]
 
         assert torch.autograd.gradcheck(adapted, (x, *adapters))
 
@@ -341,9 +342,8 @@ def test_gradients_of_the_pieces_are_those_of_finite_differences() -> None:
 def test_adapter_dropout_is_one_mask_on_the_input() -> None:
     x, joint, adapters = leaf(50, 6), leaf(9, 6), [leaf(2, 6), leaf(4, 2), leaf(3, 6), leaf(5, 3)]
     torch.manual_seed(3)
-    found = ops.LoraLinear.apply(x, joint, None, (0.5, 2.0), 0.4, *adapters)
-    torch.manual_seed(3)
     kept = ops.kept_by_dropout(torch.Size([50, 6]), 0.4, torch.device("cpu"))
+    found = ops.LoraLinear.apply(x, joint, None, (0.5, 2.0), 0.4, kept, *adapters)
     dropped = x * kept / 0.6
     parts = [dropped @ adapters[0].T @ adapters[1].T * 0.5, dropped @ adapters[2].T @ adapters[3].T * 2.0]
     assert torch.allclose(found, x @ joint.T + torch.cat(parts, 1))

@@ -190,6 +190,10 @@ class TrainingSection(Section):
     fast_layers: bool = True
     """Layers with written-out gradients for Llama-like models, once they are seen to agree with transformers' own.
     Same loss and gradient up to rounding; false runs transformers' layers."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the repeated part of the fast layers (torch.compile): a minute at the start, fewer passes over memory.
+    Same loss and gradient up to rounding. `auto` does it on a GPU; where compiling fails the run says so and goes
+    on."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """Peak rate. Default by method and by the size that model.name tells, see `config show`: 5e-5 up to 3B
     parameters, 2e-5 up to 14B (and where the name tells nothing), 1e-5 beyond; ten times that for adapters."""

@@ -4,14 +4,13 @@ Axes: H query heads, K key/value heads, N tokens of the row, E head size.
 
 Each document attends to itself only, or to the prefix that it shares. No mask over the row is ever built: on CPU every
 block of queries multiplies with the keys that it may see (models/fast/attention), on a GPU with half precision
-torch's varlen kernel does the same. A function registered under a name of its own is handed no mask by transformers, so
-every model family that uses the interface is served without a patch. `verify_packing` proves on the loaded model that
-it is.
+torch's varlen kernel does the same (models/fast/kernels). A function registered under a name of its own is handed no
+mask by transformers, so every model family that uses the interface is served without a patch. `verify_packing` proves
+on the loaded model that it is.
 """
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -19,7 +18,9 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from halo_forge.errors import TrainingError
-from halo_forge.models.fast.attention import BlockAttention, document_blocks
+from halo_forge.models.fast.attention import BlockAttention
+from halo_forge.models.fast.kernels import kernel_of, varlen
+from halo_forge.models.fast.row import PackedRow, single_document
 from halo_forge.train.batches import Batch
 
 DOCUMENT_ATTENTION = "halo_forge_document"
@@ -35,25 +36,26 @@ def document_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each document; returns [1, N, H, E]. The signature is transformers' interface; `blocks`,
-    `document_starts` int32 [D + 1] and `document_lengths` come through the model's own keyword arguments."""
-    starts, lengths, blocks = (kwargs.get(name) for name in ("document_starts", "document_lengths", "blocks"))
-    if blocks is None or starts is None or lengths is None or attention_mask is not None:
+    """Causal attention inside each document; returns [1, N, H, E]. The signature is transformers' interface;
+    `packed_row` comes through the model's own keyword arguments."""
+    row: PackedRow | None = kwargs.get("packed_row")
+    if row is None or attention_mask is not None:
         raise TrainingError("document attention needs packed documents and no mask")
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise TrainingError("document attention does not cover logit soft-capping or attention sinks")
     window = kwargs.get("sliding_window")
-    if window is not None and max(sum(end - start for start, end in block.spans) for block in blocks) > window:
+    if window is not None and max(sum(end - start for start, end in block.spans) for block in row.blocks) > window:
         raise TrainingError(f"document attention does not cover a sliding window of {window} tokens")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if dropout:
-        return _with_dropout(query, key, value, lengths, scale, dropout), None
-    is_half = query.is_cuda and value.dtype in (torch.bfloat16, torch.float16)
-    if is_half and lengths and _VARLEN is not None:
-        return _varlen(query, key, value, starts, max(lengths), scale), None
+        return _with_dropout(query, key, value, row.lengths, scale, dropout), None
     # Under autocast the rotary embedding gives float32 queries and keys beside bfloat16 values.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    return BlockAttention.apply(query[0], key[0], value[0], blocks, scale)[None], None
+    # FlexAttention needs the compiled layers of models/fast; without them shared prefixes are blocks here, too.
+    if kernel_of(row, value, query.shape[1], query.shape[3], flex=False) == "varlen":
+        by_token = (part[0].transpose(0, 1) for part in (query, key, value))  # [N, heads, E]
+        return varlen(*by_token, row, scale)[None], None
+    return BlockAttention.apply(query[0], key[0], value[0], row.blocks, scale)[None], None
 
 
 def _with_dropout(
@@ -66,27 +68,6 @@ def _with_dropout(
         for q, k, v in zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2)
-
-
-def _load_varlen() -> Any:
-    """torch's varlen kernel, where this torch has the signature we call (it changed between 2.10 and 2.11)."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    names = inspect.signature(varlen_attn).parameters
-    return varlen_attn if {"window_size", "scale", "enable_gqa"} <= set(names) else None
-
-
-_VARLEN = _load_varlen()
-
-
-def _varlen(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, longest: int, scale: float
-) -> torch.Tensor:
-    packed = [tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value)]  # [N, heads, E]
-    output = _VARLEN(*packed, starts, starts, longest, longest, scale=scale, window_size=(-1, 0), enable_gqa=True)
-    return output[None]
 
 
 def set_training_attention(model: PreTrainedModel, requested: str, probe: Batch) -> str:
@@ -143,9 +124,7 @@ def forward_inputs(batch: Batch) -> dict[str, Any]:
     return {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
-        "document_starts": batch.document_starts,
-        "document_lengths": batch.document_lengths,
-        "blocks": batch.blocks,
+        "packed_row": batch.row(),
     }
 
 
@@ -156,9 +135,7 @@ def _documents(batch: Batch) -> list[dict[str, Any]]:
         {
             "input_ids": ids[None],
             "position_ids": torch.arange(len(ids), device=device)[None],
-            "document_starts": torch.tensor([0, len(ids)], dtype=torch.int32, device=device),
-            "document_lengths": (len(ids),),
-            "blocks": document_blocks([len(ids)]),
+            "packed_row": single_document(len(ids), device),
         }
         for ids in batch.input_ids[0].split(batch.document_lengths)
     ]

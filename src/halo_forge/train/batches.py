@@ -17,6 +17,7 @@ import torch
 
 from halo_forge.chat.records import Example
 from halo_forge.models.fast.attention import Block, attention_blocks
+from halo_forge.models.fast.row import PackedRow, last_readers
 from halo_forge.train.prefixes import pack_families, plain_layout, shared_layout
 
 MIN_TOKENS_SAVED = 1.05
@@ -39,6 +40,7 @@ class Batch:
     document_starts    int32 [D + 1]  offsets of documents that lie end to end, N last
     document_lengths   the same as Python ints, so that no device is asked for them; empty with shared prefixes
     blocks             what attends to what
+    last_readers       the same for a GPU with shared prefixes, see `PackedRow`; made on the way there
     positions          int64 [U]      positions whose output predicts a target (the token before it), ascending
     rows               int64 [S]      which of `positions` predicts each target, ascending
     targets            int64 [S]
@@ -60,14 +62,31 @@ class Batch:
     sources: tuple[str, ...]
     source_of: torch.Tensor
     num_tokens: int
+    last_readers: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
+        tensors = self._with_last_readers()._tensors()
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
     def pin_memory(self) -> Batch:
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
+        tensors = self._with_last_readers()._tensors()
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
+
+    def row(self) -> PackedRow:
+        return PackedRow(self.blocks, self.document_starts, self.document_lengths, self.last_readers)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        found = {name: getattr(self, name) for name in (*_TENSORS, "last_readers")}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def _with_last_readers(self) -> Batch:
+        """Made here, where the numbers still lie in the CPU's memory."""
+        if self.document_lengths or self.last_readers is not None:
+            return self
+        found = last_readers(self.blocks, self.input_ids.shape[1])
+        return self if found is None else replace(self, last_readers=torch.from_numpy(found))
 
 
 _TENSORS = ("input_ids", "position_ids", "document_starts", "positions", "rows", "targets", "weights", "source_of")

@@ -43,8 +43,10 @@ def fast_objective(
         positions, rows = _all_positions(batch) if not supervised_logits_only else (batch.positions, batch.rows)
         ids, places = batch.input_ids[0], batch.position_ids[0]
         asked = softening if torch.is_grad_enabled() else NOTHING
-        targets = Targets(rows, batch.targets, weights)
-        return decoder.nll(ids, places, batch.blocks, positions, targets, asked)
+        # Each position of a plain batch predicts one target; counts are shapes, which no device is asked for.
+        one_each = supervised_logits_only and len(batch.positions) == len(batch.targets)
+        targets = Targets(rows, batch.targets, weights, one_each)
+        return decoder.nll(ids, places, batch.row(), positions, targets, asked)
 
     return Objective(nll, decoder.refresh)
 

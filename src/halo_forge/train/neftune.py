@@ -21,10 +21,11 @@ def with_noise(objective: Objective, model: PreTrainedModel | PeftModel, alpha: 
     def add_noise(module: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor | None:
         if not lengths:
             return None
-        counts = torch.tensor(lengths[-1], device=output.device)
-        scale = alpha / (counts * output.shape[-1]).sqrt()
+        counts = torch.tensor(lengths[-1])
+        # Repeated where the counts are known: a GPU would be waited for to learn their sum.
+        scale = (alpha / (counts * output.shape[-1]).sqrt()).repeat_interleave(counts)
         noise = torch.empty_like(output).uniform_(-1, 1)
-        return output + noise * scale.repeat_interleave(counts)[:, None].to(output.dtype)
+        return output + noise * scale[:, None].to(output.device, output.dtype, non_blocking=True)
 
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     inner.get_input_embeddings().register_forward_hook(add_noise)  # type: ignore[no-untyped-call]

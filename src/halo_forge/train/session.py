@@ -20,6 +20,7 @@ from halo_forge.chat import Example, read_examples
 from halo_forge.config.schema import Config
 from halo_forge.errors import ConfigError, ConfigProblem, TrainingError
 from halo_forge.models.compute import Compute
+from halo_forge.models.fast.compiled import compile_layers
 from halo_forge.models.fast.decoder import FastDecoder, NotCovered
 from halo_forge.models.fast.head import Softening
 from halo_forge.models.weights import parameter_names
@@ -253,6 +254,10 @@ def choose_objective(
             with autocast(compute.device, compute.precision):
                 agrees = decoder.agrees(model, probe.input_ids[0].split(probe.document_lengths))
             if agrees:
+                if training.compile is True or (training.compile == "auto" and compute.device.type == "cuda"):
+                    failed = compile_layers(decoder, probe.input_ids[0].split(probe.document_lengths), compute.device)
+                    if failed is not None:
+                        notify("note", {"text": f"the layers run uncompiled (slower on a GPU): {failed}"})
                 return fast_objective(decoder, supervised_logits_only=only, softening=softening), DOCUMENT_ATTENTION
             notify("note", {"text": "transformers' own layers are used: the fast ones give other numbers here"})
     with autocast(compute.device, compute.precision):

@@ -14,7 +14,7 @@ believed but measured at every start (`agrees`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,9 +24,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from halo_forge.models.fast.attention import Block, RotaryAttention, document_blocks
-from halo_forge.models.fast.head import NOTHING, HeadNll, Softening, Targets
-from halo_forge.models.fast.ops import JointLinear, LoraLinear, RmsNorm, SwiGlu
+from halo_forge.models.fast.attention import RotaryAttention, document_blocks
+from halo_forge.models.fast.head import NOTHING, HeadNll, RowGradient, Softening, Targets
+from halo_forge.models.fast.kernels import flex, kernel_of, rotated_heads, varlen
+from halo_forge.models.fast.ops import JointLinear, LoraLinear, RmsNorm, SwiGlu, kept_by_dropout
+from halo_forge.models.fast.row import PackedRow
 
 _PARTS = {
     "layer": {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"},
@@ -80,10 +82,16 @@ class Projection:
         if self.masters and self.joint.dtype != self.masters[0].dtype:
             _copy_rows(self.joint, self.masters)
 
-    def __call__(self, x: torch.Tensor, with_adapters: bool = True) -> torch.Tensor:
+    def drawn(self, num_tokens: int, with_adapters: bool) -> torch.Tensor | None:
+        """Which elements of an input [N, D] dropout keeps; None where nothing is dropped."""
+        if not (self.adapters and with_adapters and self.dropout):
+            return None
+        return kept_by_dropout(torch.Size([num_tokens, self.joint.shape[1]]), self.dropout, self.joint.device)
+
+    def __call__(self, x: torch.Tensor, kept: torch.Tensor | None, with_adapters: bool) -> torch.Tensor:
         bias = torch.cat(self.biases) if self.biases else None
         if self.adapters and with_adapters:
-            return LoraLinear.apply(x, self.joint, bias, self.scales, self.dropout, *self.adapters)
+            return LoraLinear.apply(x, self.joint, bias, self.scales, self.dropout, kept, *self.adapters)
         return JointLinear.apply(x, self.joint, bias, *self.masters)
 
 
@@ -143,6 +151,65 @@ class Layer:
     down: Projection
 
 
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """query, key/value: how many heads; scale of their products; the compute type of all products."""
+
+    query: int
+    key: int
+    scale: float
+    dtype: torch.dtype
+
+
+Kept = tuple[torch.Tensor | None, ...]
+
+
+def before_attention(layer: Layer, heads: Heads, x: torch.Tensor, kept: Kept, with_adapters: bool) -> torch.Tensor:
+    """The joint projection [N, (H + 2 K) * E] of the residual stream [N, D], not yet rotated."""
+    qkv = layer.qkv(_normed(layer.input_norm, x, heads.dtype), kept[0], with_adapters)
+    return qkv if layer.head_norms is None else _with_normed_heads(qkv, heads, *layer.head_norms)
+
+
+def after_attention(
+    layer: Layer, heads: Heads, x: torch.Tensor, attended: torch.Tensor, kept: Kept, with_adapters: bool
+) -> torch.Tensor:
+    """The residual stream [N, D] behind the layer, from that before it and what attention gives [N, H * E]."""
+    x = x + layer.output(attended, kept[0], with_adapters)
+    inner = SwiGlu.apply(layer.gate_up(_normed(layer.mlp_norm, x, heads.dtype), kept[1], with_adapters))
+    return x + layer.down(inner, kept[2], with_adapters)
+
+
+def _with_normed_heads(qkv: torch.Tensor, heads: Heads, q_norm: nn.Module, k_norm: nn.Module) -> torch.Tensor:
+    size = qkv.shape[1] // (heads.query + 2 * heads.key)
+    q, k, v = qkv.split([heads.query * size, heads.key * size, heads.key * size], 1)
+    normed = [
+        _normed(norm, part.reshape(-1, size), heads.dtype).view(part.shape) for norm, part in ((q_norm, q), (k_norm, k))
+    ]
+    return torch.cat([*normed, v], 1)
+
+
+def _normed(norm: nn.Module, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return RmsNorm.apply(x, norm.weight, norm.variance_epsilon, dtype)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """The parts of a layer between its attention and the next one's, as functions: written out here, or compiled
+    (compiled.py). `row_gradient` is the head's pass over logits, None for the written-out one."""
+
+    before: Callable[..., torch.Tensor] = before_attention
+    after: Callable[..., torch.Tensor] = after_attention
+    rotated: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = rotated_heads
+    row_gradient: RowGradient | None = None
+
+    @property
+    def are_compiled(self) -> bool:
+        return self.before is not before_attention
+
+
+EAGER = Regions()
+
+
 @dataclass(slots=True)
 class FastDecoder:
     """`nll(...)` is the whole forward pass; `refresh()` comes before the first one after every change of weights."""
@@ -152,12 +219,10 @@ class FastDecoder:
     layers: list[Layer]
     norm: nn.Module
     head: Projection
-    num_heads: int
-    num_key_heads: int
-    scale: float
-    dtype: torch.dtype
+    heads: Heads
     recompute: bool = False
     skip_unread: bool = True
+    regions: Regions = EAGER
 
     @staticmethod
     def of(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> FastDecoder:
@@ -182,8 +247,8 @@ class FastDecoder:
         attention = inner.layers[0].self_attn
         return FastDecoder(
             embedding=inner.embed_tokens, rotary=inner.rotary_emb, layers=layers, norm=inner.norm,
-            head=Projection.of([causal.get_output_embeddings()], dtype), num_heads=config.num_attention_heads,
-            num_key_heads=config.num_key_value_heads, scale=attention.scaling, dtype=dtype,
+            head=Projection.of([causal.get_output_embeddings()], dtype),
+            heads=Heads(config.num_attention_heads, config.num_key_value_heads, attention.scaling, dtype),
         )  # fmt: skip
 
     def refresh(self) -> None:
@@ -191,29 +256,30 @@ class FastDecoder:
             projection.refresh()
 
     def hidden(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, blocks: tuple[Block, ...], keep: torch.Tensor,
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, row: PackedRow, keep: torch.Tensor,
         with_adapters: bool = True,
     ) -> torch.Tensor:  # fmt: skip
         """The normed output [U, D] at the positions `keep` of one row of tokens [N]; without adapters the base's."""
-        wide = torch.promote_types(self.dtype, torch.float32)
+        wide = torch.promote_types(self.heads.dtype, torch.float32)
         x = self.embedding(input_ids[None])[0].to(wide)
         cos, sin = self.rotary(x, position_ids=position_ids[None])
         for layer in self.layers:
             rows = keep if self.skip_unread and layer is self.layers[-1] else None
-            arguments = (layer, x, cos[0], sin[0], blocks, rows, with_adapters)
+            arguments = (layer, x, cos[0], sin[0], row, rows, with_adapters)
             x = checkpoint(self._layer, *arguments, use_reentrant=False) if self.recompute else self._layer(*arguments)
-        return self._normed(self.norm, x if self.skip_unread else x[keep])
+        return _normed(self.norm, x if self.skip_unread else x[keep], self.heads.dtype)
 
     def nll(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, blocks: tuple[Block, ...], keep: torch.Tensor,
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, row: PackedRow, keep: torch.Tensor,
         targets: Targets, softening: Softening = NOTHING,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """(what is minimised, nll of each target); see `HeadNll`."""
         base_hidden = None
         if softening.kl_to_base:
             with torch.no_grad():
-                base_hidden = self.hidden(input_ids, position_ids, blocks, keep, with_adapters=False)
-        hidden = self.hidden(input_ids, position_ids, blocks, keep)
+                base_hidden = self.hidden(input_ids, position_ids, row, keep, with_adapters=False)
+        hidden = self.hidden(input_ids, position_ids, row, keep)
+        targets = replace(targets, to_gradient=self.regions.row_gradient)
         master = self.head.layers[0].weight if self.head.masters else None
         return HeadNll.apply(  # type: ignore[no-any-return]
             hidden, self.head.joint, master, targets, torch.is_grad_enabled(), softening, base_hidden
@@ -242,14 +308,15 @@ class FastDecoder:
             for projection in self.projections():
                 projection.dropout = 0.0
             own = self.hidden(
-                torch.cat(list(documents)), torch.cat(places), document_blocks(lengths),
+                torch.cat(list(documents)), torch.cat(places),
+                PackedRow.of_documents(lengths, document_blocks(lengths), documents[0].device),
                 torch.arange(sum(lengths), device=documents[0].device),
             )  # fmt: skip
         finally:
             for projection, dropout in zip(self.projections(), dropouts, strict=True):
                 projection.dropout = dropout
         reference = torch.cat(alone).float()
-        tolerance = (0.05 if self.dtype == torch.bfloat16 else 1e-4) * reference.abs().max().clamp_min(1.0)
+        tolerance = (0.05 if self.heads.dtype == torch.bfloat16 else 1e-4) * reference.abs().max().clamp_min(1.0)
         return bool((own.float() - reference).abs().max() <= tolerance)
 
     def projections(self) -> list[Projection]:
@@ -257,30 +324,28 @@ class FastDecoder:
         return [projection for layer in inside for projection in layer] + [self.head]
 
     def _layer(
-        self, layer: Layer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, blocks: tuple[Block, ...],
-        rows: torch.Tensor | None, with_adapters: bool,
+        self, layer: Layer, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, row: PackedRow,
+        keep: torch.Tensor | None, with_adapters: bool,
     ) -> torch.Tensor:  # fmt: skip
-        """One decoder layer; with `rows`, what nobody reads afterwards is left out (all attend, few go on)."""
-        qkv = layer.qkv(self._normed(layer.input_norm, x), with_adapters)
-        if layer.head_norms is not None:
-            qkv = self._with_normed_heads(qkv, *layer.head_norms)
-        attended = RotaryAttention.apply(qkv, cos, sin, blocks, self.num_heads, self.num_key_heads, self.scale)
-        if rows is not None:
-            x, attended = x[rows], attended[rows]
-        x = x + layer.output(attended, with_adapters)
-        inner = SwiGlu.apply(layer.gate_up(self._normed(layer.mlp_norm, x), with_adapters))
-        return x + layer.down(inner, with_adapters)
+        """One decoder layer; with `keep`, what nobody reads afterwards is left out (all attend, few go on)."""
+        # Without a gradient one pass is all there is: compiling it again for that mode would not pay.
+        regions = self.regions if torch.is_grad_enabled() else EAGER
+        qkv = regions.before(layer, self.heads, x, (layer.qkv.drawn(len(x), with_adapters),), with_adapters)
+        attended = self._attended(qkv, cos, sin, row)
+        if keep is not None:
+            x, attended = x[keep], attended[keep]
+        kept = tuple(part.drawn(len(x), with_adapters) for part in (layer.output, layer.gate_up, layer.down))
+        return regions.after(layer, self.heads, x, attended, kept, with_adapters)
 
-    def _with_normed_heads(self, qkv: torch.Tensor, q_norm: nn.Module, k_norm: nn.Module) -> torch.Tensor:
-        size = qkv.shape[1] // (self.num_heads + 2 * self.num_key_heads)
-        q, k, v = qkv.split([self.num_heads * size, self.num_key_heads * size, self.num_key_heads * size], 1)
-        normed = [
-            self._normed(norm, heads.reshape(-1, size)).view(heads.shape) for norm, heads in ((q_norm, q), (k_norm, k))
-        ]
-        return torch.cat([*normed, v], 1)
-
-    def _normed(self, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return RmsNorm.apply(x, norm.weight, norm.variance_epsilon, self.dtype)  # type: ignore[no-any-return]
+    def _attended(self, qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, row: PackedRow) -> torch.Tensor:
+        """[N, H * E]"""
+        heads = self.heads
+        kernel = kernel_of(row, qkv, heads.query, cos.shape[1], flex=self.regions.are_compiled)
+        if kernel == "blocks":
+            return RotaryAttention.apply(qkv, cos, sin, row.blocks, heads.query, heads.key, heads.scale)  # type: ignore[no-any-return]
+        query, key, value = self.regions.rotated(qkv, cos, sin, heads.query, heads.key)
+        attend = varlen if kernel == "varlen" else flex
+        return attend(query, key, value, row, heads.scale).reshape(len(qkv), -1)
 
 
 def _check_kind(inner: Any, config: Any) -> None:

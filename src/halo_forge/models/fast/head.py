@@ -6,8 +6,8 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +16,10 @@ import torch
 MAX_LOGITS_BYTES = 2**27
 """Logits held at once, in the compute type. The weight's gradient is summed chunk by chunk: few and large ones."""
 ROWS_PER_BLOCK = 16
-"""Rows of float32 copies handled at once: they stay in the second-level cache (measured)."""
+"""Rows of float32 copies handled at once: they stay in the second-level cache (measured on a CPU)."""
+GPU_LOGITS_BYTES = 2**29
+"""The same on a GPU, which has no such cache to stay in and pays for every small product."""
+RowGradient = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +42,29 @@ class Targets:
     """rows     int64 [S], ascending: which of the U rows predicts the target
     tokens   int64 [S]
     weights  float32 [S]
+    one_each every row predicts one target: `rows` counts 0, 1, 2, ...
+    to_gradient  a compiled `one_target_each_to_gradient` for such rows, where there is one
     """
 
     rows: torch.Tensor
     tokens: torch.Tensor
     weights: torch.Tensor
+    one_each: bool = False
+    to_gradient: RowGradient | None = None
 
     def part(self, rows: slice, targets: slice) -> Targets:
         """The targets of some rows, counted from the first of them."""
         return Targets(self.rows[targets] - rows.start, self.tokens[targets], self.weights[targets])
 
+    def within(self, rows: slice) -> tuple[Targets, torch.Tensor]:
+        """(all targets, those of other rows moved to one of these and without weight; bool [S]: which are of these).
+        What `part` gives to one who does not know how many there are, and does not ask the device."""
+        is_here = (self.rows >= rows.start) & (self.rows < rows.stop)
+        places = (self.rows - rows.start).clamp(0, rows.stop - rows.start - 1)
+        return Targets(places, self.tokens, self.weights * is_here), is_here
+
     def of_type(self, dtype: torch.dtype) -> Targets:
-        return Targets(self.rows, self.tokens, self.weights.to(dtype))
+        return replace(self, weights=self.weights.to(dtype))
 
 
 class HeadNll(torch.autograd.Function):
@@ -78,11 +92,21 @@ class HeadNll(torch.autograd.Function):
         total, nll = targets.weights.new_zeros(()), torch.empty_like(targets.weights)
         d_hidden: torch.Tensor | None = torch.empty_like(hidden) if with_gradient else None
         d_head: torch.Tensor | None = None
-        chunk = max(ROWS_PER_BLOCK, MAX_LOGITS_BYTES // (len(head) * hidden.element_size()))
-        for part, mine in _pieces(len(hidden), targets.rows, chunk):
+        on_gpu = _is_on_gpu(hidden)
+        most_bytes = GPU_LOGITS_BYTES if on_gpu else MAX_LOGITS_BYTES
+        chunk = max(ROWS_PER_BLOCK, most_bytes // (len(head) * hidden.element_size()))
+        pieces = _row_pieces(len(hidden), chunk) if on_gpu else _pieces(len(hidden), targets.rows, chunk)
+        for part, mine in pieces:
             logits = hidden[part] @ head.T
             base_logits = base_hidden[part] @ head.T if base_hidden is not None else None
-            loss, nll[mine] = logits_to_gradient(logits, targets.part(part, mine), softening, base_logits)
+            if not on_gpu:
+                loss, nll[mine] = logits_to_gradient(logits, targets.part(part, mine), softening, base_logits)
+            elif targets.one_each and targets.to_gradient is not None and softening == NOTHING:
+                loss, nll[part], logits = targets.to_gradient(logits, targets.tokens[part], targets.weights[part])
+            else:
+                here, is_here = targets.within(part)
+                loss, found = logits_to_gradient_at_once(logits, here, softening, base_logits)
+                nll = torch.where(is_here, found, nll)
             total += loss
             if d_hidden is None:
                 continue
@@ -114,6 +138,57 @@ def _pieces(num_rows: int, rows: torch.Tensor, size: int) -> Iterator[tuple[slic
     first_targets = torch.searchsorted(rows, torch.tensor(edges, device=rows.device)).tolist()
     for (start, end), (first, last) in zip(pairwise(edges), pairwise(first_targets), strict=True):
         yield slice(start, end), slice(first, last)
+
+
+def _row_pieces(num_rows: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """(rows, all targets): how many targets a piece has is not asked, the answer would have to be waited for."""
+    for start in range(0, num_rows, size):
+        yield slice(start, min(start + size, num_rows)), slice(None)
+
+
+def _is_on_gpu(hidden: torch.Tensor) -> bool:
+    return hidden.is_cuda
+
+
+def one_target_each_to_gradient(
+    logits: torch.Tensor, tokens: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(loss, nll [U], d loss / d logits) of logits [U, V] where row u predicts tokens[u]: for a compiler, which makes
+    one pass to sum and one to write of it. Uncompiled it would hold several float32 copies."""
+    wide = logits.to(weights.dtype)
+    log_total = wide.logsumexp(1)
+    nll = log_total - wide.gather(1, tokens[:, None])[:, 0]
+    is_target = torch.arange(logits.shape[1], device=logits.device) == tokens[:, None]
+    gradient = ((wide - log_total[:, None]).exp() - is_target.to(wide.dtype)) * weights[:, None]
+    return (nll * weights).sum(), nll, gradient.to(logits.dtype)
+
+
+def logits_to_gradient_at_once(
+    logits: torch.Tensor,
+    targets: Targets,
+    softening: Softening = NOTHING,
+    base_logits: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `logits_to_gradient`, all rows at once: for a device on which many small passes cost more than memory."""
+    rows, tokens, weights = targets.rows, targets.tokens, targets.weights
+    smoothing, kl = softening.label_smoothing, softening.kl_to_base if base_logits is not None else 0.0
+    weight = weights.new_zeros(len(logits)).index_add_(0, rows, weights)[:, None]
+    log_model = logits.log_softmax(1, dtype=weights.dtype)
+    nll = -log_model[rows, tokens]
+    loss = (1 - smoothing) * (nll * weights).sum()
+    if smoothing:
+        loss -= smoothing * (weight * log_model.mean(1, keepdim=True)).sum()
+    base = base_logits.softmax(1, dtype=weights.dtype) if base_logits is not None else None
+    if base is not None:
+        loss += kl * (weight * (torch.xlogy(base, base) - base * log_model)).sum()
+    gradient = log_model.exp_().mul_(weight * (1 + kl))
+    gradient.index_put_((rows, tokens), (smoothing - 1) * weights, accumulate=True)
+    if smoothing:
+        gradient.sub_(weight * (smoothing / logits.shape[1]))
+    if base is not None:
+        gradient.addcmul_(base, weight, value=-kl)
+    logits.copy_(gradient)
+    return loss, nll
 
 
 def logits_to_gradient(

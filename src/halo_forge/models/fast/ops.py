@@ -52,6 +52,8 @@ class SwiGlu(torch.autograd.Function):
     def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, 1)
+        if torch.compiler.is_compiling():  # which fuses the two halves, and cannot trace a write into one of them
+            return torch.cat([torch.ops.aten.silu_backward(upstream * up, gate), upstream * F.silu(gate)], 1)
         gradient = torch.empty_like(gate_up)
         d_gate, d_up = gradient.chunk(2, 1)
         torch.mul(upstream, F.silu(gate), out=d_up)
@@ -95,6 +97,8 @@ class LoraLinear(torch.autograd.Function):
     [O, R] their scaled up-projections as a block diagonal, whose zeros cost less than products of their own would.
     Dropout draws one mask for the input, where peft draws one per adapter.
 
+    kept      bool as x, False where dropout drops (`kept_by_dropout`), or None; drawn outside, so that compiled code
+              draws nothing and an interrupted run draws the same
     adapters  A and B of each layer in turn, masters in their own type; empty ones for layers without
     """
 
@@ -106,11 +110,11 @@ class LoraLinear(torch.autograd.Function):
         bias: torch.Tensor | None,
         scales: tuple[float, ...],
         dropout: float,
+        kept: torch.Tensor | None,
         *adapters: torch.Tensor,
     ) -> torch.Tensor:
         down = torch.cat([a.to(x.dtype) for a in adapters[::2]])
         up = torch.block_diag(*(b * scale for b, scale in zip(adapters[1::2], scales, strict=True))).to(x.dtype)
-        kept = kept_by_dropout(x.shape, dropout, x.device) if dropout else None
         inner = _dropped(x, kept, dropout) @ down.T
         output = F.linear(x, joint, bias.to(x.dtype) if bias is not None else None)
         output.addmm_(inner, up.T)
@@ -139,7 +143,7 @@ class LoraLinear(torch.autograd.Function):
             own = d_up[row : row + num_outputs, column : column + rank]
             gradients += [d_down[column : column + rank].to(dtype), own.to(dtype) * scale]
             row, column = row + num_outputs, column + rank
-        return d_x, None, None, None, None, *gradients
+        return d_x, None, None, None, None, None, *gradients
 
 
 def kept_by_dropout(shape: torch.Size, dropout: float, device: torch.device) -> torch.Tensor:
