@@ -46,7 +46,8 @@ def with_processes(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def wrapped(**arguments: Any) -> Any:
-        typed = {name: value for name in FLAGS if (value := arguments.pop(name)) not in (None, False)}
+        values = {name: arguments.pop(name) for name in FLAGS}
+        typed = {name: value for name, value in values.items() if value is not None and value is not False}
         return command(**arguments, launch=launch_of(typed))
 
     signature = inspect.signature(command, eval_str=True)
