@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "whole tied embeddings": {"lora.modules_to_save": ["lm_head"], "lora.layers_to_transform": [1]},
     "adafactor": {"optimizer": "adafactor", "learning_rate": 1e-2},
     "adamw_8bit": {"optimizer": "adamw_8bit"},
-    "adamw_8bit, all weights": {"method": "full", "optimizer": "adamw_8bit"},  # only tensors of 4,096 values are in 8 bits
+    "adamw_8bit, all weights": {"method": "full", "optimizer": "adamw_8bit"},  # adapters this small stay in 32 bits
     "paged_adamw": {"optimizer": "paged_adamw"},
     "against forgetting": {"kl_to_base": 0.2, "l2_to_start": 0.1, "label_smoothing": 0.1},
     "noise": {"neftune_alpha": 5.0},
