@@ -13,9 +13,9 @@ half is trained. torch.profiler counts the self time of every operation of warm 
     optimizer      clipping and the optimizer's own step
     other          what is left, Python included: wall time that no operation accounts for
 
-The limit: the fastest of several products of the layers' own shapes, in the step's own precision, in the same process
-before and after. `floor_s` is what the step's products would take at it; `distance` says which part the rest is.
-Figures of a busy machine say little: `limits` has both measurements, and they should agree.
+The limit: the fastest of several products, of the layers' own shapes and a large square one, in the step's own
+precision, in the same process before and after. `floor_s` is what the step's products would take at it, `distance_s`
+the seconds of each part above that. Figures of a busy machine say little: both limits should agree.
 """
 
 from __future__ import annotations
@@ -145,10 +145,10 @@ def take_step(objective: Objective, optimizer: torch.optim.Optimizer, batch: Bat
 
 
 def product_limit(shapes: list[tuple[int, int]], precision: str, repeats: int = 8) -> float:
-    """FLOP/s of the fastest product [2048, inputs] x [inputs, outputs] of these shapes, best of `repeats`."""
+    """FLOP/s of the fastest product [2048, inputs] x [inputs, outputs] of these shapes or square, best of `repeats`."""
     kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
     best = 0.0
-    for inputs, outputs in shapes:
+    for inputs, outputs in [*shapes, (NUM_TOKENS, NUM_TOKENS)]:
         left, right = torch.randn(NUM_TOKENS, inputs, dtype=kind), torch.randn(inputs, outputs, dtype=kind)
         for _ in range(repeats):
             started = time.perf_counter()
