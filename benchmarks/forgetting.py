@@ -108,6 +108,17 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def keep(found: dict[str, dict[str, Any]], threads: int) -> None:
+    """Variants that were not run again keep their figures."""
+    known = json.loads(RESULTS.read_text())["variants"] if RESULTS.exists() else {}
+    settings = {
+        "model": MODEL, "seed": SEED, "train_rows": NUM_TRAIN, "holdout_rows": NUM_HOLDOUT,
+        "rows_per_step": ROWS_PER_STEP, "threads": threads,
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+    }  # fmt: skip
+    RESULTS.write_text(json.dumps(settings | {"variants": known | found}, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="GSM8K training rows (JSONL: question, answer)")
@@ -120,17 +131,7 @@ def main() -> None:
         for name in arguments.variants:
             found[name] = train_and_measure(name, Path(work))
             print(table({name: found[name]}).splitlines()[-1], f"{found[name]['time_s']:.0f} s", flush=True)
-    RESULTS.write_text(
-        json.dumps(
-            {
-                "model": MODEL, "seed": SEED, "train_rows": NUM_TRAIN, "holdout_rows": NUM_HOLDOUT,
-                "rows_per_step": ROWS_PER_STEP, "threads": torch.get_num_threads(), "variants": found,
-                "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-            },
-            indent=2,
-        )
-        + "\n"
-    )  # fmt: skip
+    keep(found, torch.get_num_threads())
     print(table(found))
 
 
