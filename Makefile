@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TEST_PROCESSES ?= 2
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check format install install-test soak clean help
+.PHONY: demo test check format golden install install-test soak clean help
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -27,6 +27,10 @@ check: install-test  ## format, lint, types, import contracts
 format: install-test  ## let ruff write
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+golden: install-test  ## freeze the loss curves anew, and draw them; the commit says why they moved
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 HALO_FORGE_REMAKE_GOLDEN=1 $(BIN)/python -m pytest tests/golden/test_loss_curves.py
+	$(BIN)/python docs/draw_loss_curves.py
 
 soak: install-test  ## the long fault runs
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak --timeout 7200 -s

@@ -166,6 +166,11 @@ def test_config_keys_in_prose_exist() -> None:
                 assert f"{section}.{key}" in KEYS, f"{page.name}: {section}.{key}"
 
 
+def test_the_picture_of_the_golden_curves_is_current() -> None:
+    answer = subprocess.run([sys.executable, DOCS / "draw_loss_curves.py", "--check"], check=False)
+    assert answer.returncode == 0, "python docs/draw_loss_curves.py"
+
+
 def test_the_reason_table_is_current() -> None:
     """tests/unit/data/test_data_policies.py holds the table itself against the source."""
     answer = subprocess.run([sys.executable, DOCS / "make_reason_table.py", "--check"], check=False)

@@ -4,7 +4,8 @@ evaluate.py    the stage                        items.py         rows -> what is
 heldout.py     likelihood of the answers        scorers.py       text x reference -> score
 statistics.py  intervals of paired data         json_answers.py  JSON and schemas, strictly
 compare.py     measured models -> comparisons   answer_cache.py  nothing is computed twice
-baseline.py    baseline_metrics.json            ../models/generate.py  greedy answers, batched
+retention.py   general texts: what was forgotten baseline.py      baseline_metrics.json
+                                                 ../models/generate.py  greedy answers, batched
 """
 
 from halo_forge.evaluate.evaluate import ModelPair, check_evaluation, evaluate

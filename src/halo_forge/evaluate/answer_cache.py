@@ -1,8 +1,8 @@
 """Work that is kept: each answer and each likelihood as soon as it is known, so that nothing is computed twice.
 
 One append-only JSONL file per (weights, decoding, code). A line is {"key", "token_ids", "stopped"} or
-{"key", "nll_sum"}; the key is a hash of everything the result depends on beside what the file is named after. A torn
-line, as a power cut leaves it, is skipped.
+{"key", "nll_sum"}, with "kl_sum" for a general text; the key is a hash of everything the result depends on beside what
+the file is named after. A torn line, as a power cut leaves it, is skipped.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ VALUES_PER_TENSOR = 1024
 DECISIVE_LIBRARIES = ("torch", "transformers", "peft")
 DECISIVE_FILES = (
     "models/generate.py", "models/kv_cache.py", "models/forward.py", "evaluate/heldout.py", "evaluate/answer_cache.py",
+    "evaluate/retention.py",
 )  # fmt: skip
 """Files whose change makes kept results worthless."""
 
@@ -62,6 +63,11 @@ class AnswerCache:
     def nll_sum(self, key: str) -> float | None:
         result = self._results.get(key)
         return None if result is None or "nll_sum" not in result else float(result["nll_sum"])
+
+    def retention(self, key: str) -> tuple[float, float] | None:
+        """(nll sum, KL sum) of a general text."""
+        result = self._results.get(key)
+        return None if result is None or "kl_sum" not in result else (float(result["nll_sum"]), float(result["kl_sum"]))
 
     def keep(self, key: str, **result: Any) -> None:
         self._results[key] = result

@@ -12,6 +12,7 @@ from jsonschema.protocols import Validator
 from halo_forge.artifacts import Comparison, Measurement, Status
 from halo_forge.evaluate.items import Item
 from halo_forge.evaluate.measure import Measured
+from halo_forge.evaluate.retention import Retention
 from halo_forge.evaluate.scorers import METRICS, Answer, Metric
 from halo_forge.evaluate.statistics import (
     FloatArray,
@@ -19,6 +20,7 @@ from halo_forge.evaluate.statistics import (
     PairedEstimate,
     Resampling,
     compare_means,
+    compare_per_token,
     compare_perplexities,
     compare_rates,
 )
@@ -67,7 +69,13 @@ def _score(metric: Metric, answer: Answer | None, reference: str, validator: Val
 
 
 def compare_metrics(
-    scored: Scored, base: Measured, tuned: Measured, resampling: Resampling, *, wanted: frozenset[str]
+    scored: Scored,
+    base: Measured,
+    tuned: Measured,
+    general: Retention | None,
+    resampling: Resampling,
+    *,
+    wanted: frozenset[str],
 ) -> tuple[Comparison, ...]:
     """Metrics in the order of the table. One that does not apply is left out, unless it is `wanted` (a gate rule
     reads it): then it is there as not measured, with the reason."""
@@ -77,27 +85,44 @@ def compare_metrics(
             if name in wanted:
                 comparisons.append(not_compared(name, "not_measured", scored.inapplicable[name]))
         elif metric.kind == "perplexity":
-            comparisons.append(_compare_perplexity(base, tuned, resampling))
-        else:
+            usable = base.num_tokens > 0
+            sums = base.nll_sums[usable], tuned.nll_sums[usable], base.num_tokens[usable]
+            comparisons.append(_compare_sums(name, *sums, resampling))
+        elif metric.kind != "general":
             comparisons.append(_compare_scores(name, scored.base[name], scored.tuned[name], resampling))
-    return tuple(comparisons)
+    return (*comparisons, *compare_retention(general, resampling))
 
 
-def _compare_perplexity(base: Measured, tuned: Measured, resampling: Resampling) -> Comparison:
-    usable = base.num_tokens > 0
-    num_usable = int(usable.sum())
-    if not num_usable:
-        return not_compared("perplexity", "not_measured", "no holdout row has an answer to measure")
-    base_nll, tuned_nll, num_tokens = base.nll_sums[usable], tuned.nll_sums[usable], base.num_tokens[usable]
-    bad = int((~(np.isfinite(base_nll) & np.isfinite(tuned_nll))).sum())
+def compare_retention(general: Retention | None, resampling: Resampling) -> tuple[Comparison, ...]:
+    """general_perplexity and general_kl; the base is no distance from itself."""
+    names = [name for name, metric in METRICS.items() if metric.kind == "general"]
+    if general is None:
+        reason = "no general text can be written with this tokenizer"
+        return tuple(not_compared(name, "not_measured", reason) for name in names)
+    sums = (general.base_nll, general.tuned_nll), (np.zeros_like(general.kl), general.kl)
+    return tuple(
+        _compare_sums(name, *pair, general.num_tokens, resampling) for name, pair in zip(names, sums, strict=True)
+    )
+
+
+def _compare_sums(
+    name: str, base: FloatArray, tuned: FloatArray, num_tokens: npt.NDArray[np.int64], resampling: Resampling
+) -> Comparison:
+    """Sums of nats over the tokens of each text [N]."""
+    n = len(num_tokens)
+    if not n:
+        return not_compared(name, "not_measured", "no holdout row has an answer to measure")
+    bad = int((~(np.isfinite(base) & np.isfinite(tuned))).sum())
     if bad:
-        reason = f"the likelihood of {bad} of {num_usable} answers is not a finite number"
-        return not_compared("perplexity", "failed", reason, n=num_usable)
-    estimate = compare_perplexities(base_nll, tuned_nll, num_tokens, resampling)
+        reason = f"the likelihood of {bad} of {n} answers is not a finite number"
+        return not_compared(name, "failed", reason, n=n)
+    compare = compare_per_token if name == "general_kl" else compare_perplexities
+    estimate = compare(base, tuned, num_tokens, resampling)
     if not np.isfinite([estimate.base, estimate.tuned]).all():
-        return not_compared("perplexity", "failed", "the perplexity is too large for a number", n=num_usable)
-    wins, losses = int((tuned_nll < base_nll).sum()), int((tuned_nll > base_nll).sum())
-    return _comparison("perplexity", estimate, num_usable, wins, losses)
+        return not_compared(name, "failed", "the perplexity is too large for a number", n=n)
+    if METRICS[name].direction == "none":
+        return _comparison(name, estimate, n, 0, 0)
+    return _comparison(name, estimate, n, int((tuned < base).sum()), int((tuned > base).sum()))
 
 
 def _compare_scores(name: str, base: FloatArray, tuned: FloatArray, resampling: Resampling) -> Comparison:

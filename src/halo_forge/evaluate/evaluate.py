@@ -22,6 +22,12 @@ from halo_forge.evaluate.compare import Scored, compare_metrics, not_compared, s
 from halo_forge.evaluate.items import Item, conversations_to_items, read_holdout
 from halo_forge.evaluate.json_answers import load_schema
 from halo_forge.evaluate.measure import Measured, Measuring, measure_model
+from halo_forge.evaluate.retention import (
+    base_predictions,
+    general_examples,
+    general_texts_sha256,
+    measure_retention,
+)
 from halo_forge.evaluate.scorers import METRICS, Answer
 from halo_forge.evaluate.statistics import Resampling
 from halo_forge.models.forward import keep_going
@@ -86,16 +92,19 @@ def evaluate(
         notify=notify,
         check=check,
     )
+    texts = general_examples(tokenizer, prepared.max_seq_length)
     with _memory_told_in_words():
         with models.base() as model:
             base = measure_model(model, "base", items, how)
+            said = base_predictions(model, texts, base.cache, how) if texts else None
         with models.tuned() as model:
             tuned = measure_model(model, "tuned", items, how)
+            general = measure_retention(model, texts, said, tuned.cache, how) if said else None
     scored = score_items(items, base, tuned, validator)
     num_scored = sum(item.prompt is not None for item in items)
     report = _report(config, prepared, trained, num_items=len(items), num_scored=num_scored)
     resampling = Resampling(config.evaluation.confidence, config.evaluation.bootstrap_samples, config.training.seed)
-    comparisons = compare_metrics(scored, base, tuned, resampling, wanted=_wanted_metrics(config))
+    comparisons = compare_metrics(scored, base, tuned, general, resampling, wanted=_wanted_metrics(config))
     decoding = {**report.decoding, "dtype": tuned.dtype}
     report = report.model_copy(update={"comparisons": comparisons, "decoding": decoding})
     report = _write(config, run, trained, report, _answer_lines(items, base, tuned, scored), start)
@@ -124,7 +133,7 @@ def _report(
     """The report without its numbers."""
     holdout = prepared.splits.get("holdout")
     holdout_sha256 = holdout.sha256 if holdout is not None else ""
-    inputs = {"holdout": holdout_sha256, "weights": trained.weights_sha256}
+    inputs = {"holdout": holdout_sha256, "weights": trained.weights_sha256, "general_texts": general_texts_sha256()}
     if config.evaluation.json_schema:
         inputs["json_schema"] = sha256_file(Path(config.evaluation.json_schema))
     return EvalReport(
@@ -198,8 +207,8 @@ def _answer_record(answer: Answer, scores: dict[str, float]) -> dict[str, Any]:
 
 
 def _forget_other_caches(run: RunDirectory, used: set[Path]) -> None:
-    for path in run.file(CACHE).glob("*.jsonl"):
-        if path not in used:
+    for path in run.file(CACHE).iterdir():
+        if path.with_suffix(".jsonl") not in used:
             path.unlink()
 
 

@@ -43,7 +43,7 @@ def answer_nll(
     nll_sums = np.zeros(len(examples), dtype=np.float64)
     num_tokens = np.array([example.num_supervised_tokens for example in examples], dtype=np.int64)
     with torch.no_grad(), padded_attention(inner), computing_in(precision, inner):
-        head_is_plain = bool(examples) and _logits_are_head_of_hidden(inner, examples[0])
+        head_is_plain = bool(examples) and logits_are_head_of_hidden(inner, examples[0])
         for indices in batches_by_length([len(example.input_ids) for example in examples], max_tokens_per_batch):
             check()
             batch = [examples[index] for index in indices]
@@ -70,6 +70,16 @@ def batches_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[
 
 def _batch_nll(model: PreTrainedModel, batch: Sequence[Example]) -> npt.NDArray[np.float64]:
     """nll sums [B]: hidden states of the whole batch, logits of its supervised positions."""
+    sums = torch.zeros(len(batch), dtype=torch.float64, device=model.device)
+    for rows, targets, logits in batch_logits(model, batch):
+        sums.index_add_(0, rows, token_nll(logits, targets))
+    return sums.cpu().numpy()
+
+
+def batch_logits(
+    model: PreTrainedModel, batch: Sequence[Example]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(example of the batch, target, logits [., V]) of its supervised positions, a chunk at a time, in their order."""
     device = model.device
     input_ids = torch.zeros((len(batch), max(len(example.input_ids) for example in batch)), dtype=torch.int64)
     rows, positions = [], []
@@ -83,34 +93,28 @@ def _batch_nll(model: PreTrainedModel, batch: Sequence[Example]) -> npt.NDArray[
     input_ids = input_ids.to(device)
     # The token at position t is predicted by the hidden state at t - 1.
     hidden = _hidden_states(model, input_ids)[row_of, position_of - 1]  # [S, D]
-    targets = input_ids[row_of, position_of]
-    nll = torch.cat([
-        _token_nll(model.get_output_embeddings()(chunk), chunk_targets)
-        for chunk, chunk_targets in _chunks(hidden, targets, _vocabulary_size(model))
-    ])  # fmt: skip
-    sums = torch.zeros(len(batch), dtype=torch.float64, device=nll.device).index_add_(0, row_of, nll)
-    return sums.cpu().numpy()
+    size = max(1, LOGITS_PER_CHUNK // _vocabulary_size(model))
+    for part in zip(row_of.split(size), input_ids[row_of, position_of].split(size), hidden.split(size), strict=True):
+        yield part[0], part[1], model.get_output_embeddings()(part[2])
 
 
-def _single_nll(model: PreTrainedModel, example: Example) -> float:
-    """The nll sum of one example by the model's own forward pass, which also covers logits that are scaled or capped
-    after the head."""
+def single_logits(model: PreTrainedModel, example: Example) -> tuple[torch.Tensor, torch.Tensor]:
+    """(targets [S], logits [S, V]) of one example by the model's own forward pass, which also covers logits that are
+    scaled or capped after the head."""
     input_ids = torch.from_numpy(example.input_ids.astype(np.int64)).to(model.device)
     supervised = torch.from_numpy(np.flatnonzero(example.loss_weights > 0)).to(model.device)
     logits = model(input_ids=input_ids[None], use_cache=False, logits_to_keep=supervised - 1).logits[0]
-    return float(_token_nll(logits, input_ids[supervised]).sum())
+    return input_ids[supervised], logits
 
 
-def _token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _single_nll(model: PreTrainedModel, example: Example) -> float:
+    targets, logits = single_logits(model, example)
+    return float(token_nll(logits, targets).sum())
+
+
+def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """-log p(target), float64 [S], from logits [S, V]."""
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none").double()
-
-
-def _chunks(
-    hidden: torch.Tensor, targets: torch.Tensor, vocabulary_size: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    size = max(1, LOGITS_PER_CHUNK // vocabulary_size)
-    return zip(hidden.split(size), targets.split(size), strict=True)
 
 
 def _hidden_states(model: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
@@ -121,7 +125,7 @@ def _vocabulary_size(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _logits_are_head_of_hidden(model: PreTrainedModel, example: Example) -> bool:
+def logits_are_head_of_hidden(model: PreTrainedModel, example: Example) -> bool:
     """Whether this family's logits are its output head applied to the last hidden states and nothing more. Tried, not
     assumed: some scale or cap them afterwards, and would be measured wrong."""
     input_ids = torch.from_numpy(example.input_ids[:PROBE_TOKENS].astype(np.int64))[None].to(model.device)

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from halo_forge.config.schema import EvaluationSection
 from halo_forge.evaluate.answer_cache import AnswerCache, cache_name, example_key, prompt_key
@@ -63,6 +63,10 @@ def measure_model(
     return Measured(nll_sums, num_tokens, answers, dtype, path)
 
 
+def tokens_per_batch(model: PreTrainedModel) -> int:
+    return MAX_TOKENS_PER_BATCH.get(model.device.type, MAX_TOKENS_PER_BATCH_ON_GPU)
+
+
 def _measure_likelihoods(
     model: torch.nn.Module, items: Sequence[Item], cache: AnswerCache, how: Measuring
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
@@ -76,13 +80,11 @@ def _measure_likelihoods(
     answer_nll(
         model,
         [examples[key] for key in missing],
-        max_tokens_per_batch=MAX_TOKENS_PER_BATCH.get(
-            language_model(model).device.type, MAX_TOKENS_PER_BATCH_ON_GPU
-        ),
+        max_tokens_per_batch=tokens_per_batch(language_model(model)),
         precision=how.precision,
         on_batch=keep,
         check=how.check,
-    )  # fmt: skip
+    )
     nll_sums = np.full(len(items), np.nan)
     num_tokens = np.zeros(len(items), dtype=np.int64)
     for index, item in enumerate(items):

@@ -21,8 +21,9 @@ from jsonschema.protocols import Validator
 from halo_forge.artifacts import Direction
 from halo_forge.evaluate.json_answers import canonical_json, is_json_document, schema_valid
 
-Kind = Literal["rate", "fraction", "count", "perplexity"]
-"""rate: 0 or 1 per item. fraction: in [0, 1]. count: any real. perplexity: from likelihoods, not from text."""
+Kind = Literal["rate", "fraction", "count", "perplexity", "general"]
+"""rate: 0 or 1 per item. fraction: in [0, 1]. count: any real. perplexity: from likelihoods, not from text.
+general: of the general texts, not of the holdout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +189,14 @@ METRICS: dict[str, Metric] = {
     "answer_length": Metric(
         "mean length of the answers in tokens, without the stop token",
         "none", "count", lambda answer, reference, _: float(answer.num_tokens), _always,
+    ),
+    "general_perplexity": Metric(
+        "perplexity of 40 general texts that come with halo-forge: what is left of the base's abilities",
+        "lower", "general", None, _always,
+    ),
+    "general_kl": Metric(
+        "KL(base || tuned) in nats per token of these texts: how far predictions moved that nobody asked to move",
+        "none", "general", None, _always,
     ),
 }  # fmt: skip
 """Every metric there is, in the order of the report."""

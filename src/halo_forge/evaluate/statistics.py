@@ -163,6 +163,15 @@ def compare_perplexities(
     return _compare_ratios(np.stack([base_nll, tuned_nll]), num_tokens.astype(np.float64), resampling, exponential=True)
 
 
+def compare_per_token(
+    base_sums: FloatArray, tuned_sums: FloatArray, num_tokens: npt.NDArray[np.int64], resampling: Resampling
+) -> PairedEstimate:
+    """total / total tokens of two models on the same items, resampled as perplexities are."""
+    return _compare_ratios(
+        np.stack([base_sums, tuned_sums]), num_tokens.astype(np.float64), resampling, exponential=False
+    )
+
+
 def _compare_ratios(
     sums: FloatArray, weights: FloatArray, resampling: Resampling, *, exponential: bool
 ) -> PairedEstimate:

@@ -12,9 +12,9 @@ SHARES = frozenset(
     {"exact_match", "token_f1", "json_valid", "json_match", "schema_valid", "numeric_match", "stop_rate"}
 )  # fmt: skip
 """Metrics from 0 to 1."""
-UNDIRECTED = frozenset({"answer_length"})
+UNDIRECTED = frozenset({"answer_length", "general_kl"})
 """Metrics of which neither more nor less is better."""
-KNOWN_METRICS = SHARES | UNDIRECTED | {"perplexity"}
+KNOWN_METRICS = SHARES | UNDIRECTED | {"perplexity", "general_perplexity"}
 """Every metric the evaluation can report. The gate stands beside the evaluation, not on it, so the names are written
 down in both; a test holds them equal."""
 

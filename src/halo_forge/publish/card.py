@@ -213,7 +213,8 @@ def _evaluation(facts: CardFacts) -> str:
         "## Base against tuned",
         "",
         f"The same {report.num_items:,} held-out rows for both, {report.num_scored:,} of them answered with the same "
-        f"decoding. Intervals at {report.confidence:.0%} confidence.",
+        f"decoding; `general_` is about the general texts that come with halo-forge. Intervals at "
+        f"{report.confidence:.0%} confidence.",
         "",
         "| metric | base | tuned | change | n |",
         "|---|--:|--:|--:|--:|",

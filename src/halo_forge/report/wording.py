@@ -21,6 +21,8 @@ METRICS: dict[str, tuple[str, Scale]] = {
     "numeric_match": ("Right final number", "share"),
     "stop_rate": ("Ends by itself", "share"),
     "answer_length": ("Answer length in tokens", "number"),
+    "general_perplexity": ("Perplexity of general texts", "number"),
+    "general_kl": ("Distance from the base on general texts (KL)", "number"),
 }
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "none": "no better direction"}
 

@@ -220,11 +220,16 @@ def _placed(tensor: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: dict[torch.nn.Parameter, str]
 ) -> dict[str, torch.Tensor]:
-    return {
-        f"{name}:{field}": tensor.cpu().contiguous()
-        for parameter, name in names.items()
-        for field, tensor in moments(optimizer, parameter).items()
-    }
+    """Each with memory of its own: bitsandbytes' 8-bit weights share one table of levels, and a file cannot."""
+    tensors: dict[str, torch.Tensor] = {}
+    written: set[int] = set()
+    for parameter, name in names.items():
+        for field, tensor in moments(optimizer, parameter).items():
+            tensor = tensor.cpu().contiguous()
+            storage = tensor.untyped_storage().data_ptr()
+            tensors[f"{name}:{field}"] = tensor.clone() if storage in written else tensor
+            written.add(storage)
+    return tensors
 
 
 def point(run: Path, name: str, step: int) -> None:

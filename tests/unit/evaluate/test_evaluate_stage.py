@@ -195,7 +195,9 @@ def test_perplexity_counts_every_row_and_goes_down_when_better(stage: Stage) -> 
 
 def test_metrics_that_do_not_apply_are_left_out_unless_a_rule_reads_them(stage: Stage) -> None:
     names = {row.metric for row in stage.evaluate().comparisons}
-    assert names == {"perplexity", "exact_match", "token_f1", "stop_rate", "answer_length"}
+    assert names == {
+        "perplexity", "exact_match", "token_f1", "stop_rate", "answer_length", "general_perplexity", "general_kl",
+    }  # fmt: skip
     report = stage.evaluate({"gate": {"rules": [{"metric": "numeric_match", "min": 0.5}]}})
     asked = row_of(report, "numeric_match").tuned
     assert (asked.value, asked.status) == (None, "not_measured")
