@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +32,8 @@ from halo_forge.train.optimizer import moments
 MANIFEST = "MANIFEST.json"
 PREFIX = "checkpoint-"
 POINTERS = ("best_val", "best_train", "latest")
+LEFT_OVER = re.compile(rf"\.(staging|trash)-.+|\.({'|'.join(POINTERS)})-\d+|\..+\.\d+\.(tmp|old)")
+"""Names under which files and directories are written and deleted: a process id is always in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,9 +247,14 @@ def discard(path: Path) -> None:
 
 
 def clean_leftovers(run: Path) -> None:
-    """Remove staging and trash of earlier, killed processes. Only under the run's lock."""
-    for path in [*run.glob(".staging-*"), *run.glob(".trash-*")]:
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove what earlier, killed processes had begun to write or to delete. Only under the run's lock."""
+    for path in run.iterdir():
+        if not LEFT_OVER.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _fsync(path: Path) -> None:
