@@ -29,7 +29,7 @@ from halo_forge.runs import (
     write_artifact,
     write_atomic,
 )
-from halo_forge.train.checkpoint import PREFIX, TrainState, checkpoint_path, discard, list_checkpoints
+from halo_forge.train.checkpoint import PREFIX, TrainState, checkpoint_path, discard, list_checkpoints, read_checkpoint
 from halo_forge.train.loop import Cursor, StopReason, restore, run_steps
 from halo_forge.train.planning.look_ahead import look_ahead
 from halo_forge.train.preflight.preflight import preflight
@@ -128,7 +128,8 @@ def finish(
     if config.output.final == "best_val" and state.best_val_step is not None:
         final_step = state.best_val_step
     if final_step != state.step:
-        load_weights(session.model, checkpoint_path(run.path, final_step))
+        best = read_checkpoint(checkpoint_path(run.path, final_step), session.fingerprint)  # damaged since: an error
+        load_weights(session.model, best.path)
     record = make_record(session, prepared, state, stop_reason, final_step, run)
     if session.processes.is_main:
         save_final(
