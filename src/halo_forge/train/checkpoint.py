@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from halo_forge.errors import CheckpointError
+from halo_forge.models.weights import storage_errors
 from halo_forge.runs import fsync_directory, sha256_file, write_json
 from halo_forge.train.optimizer import moments
 
@@ -90,8 +91,9 @@ def save_checkpoint(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir(parents=True)
-        save_weights(staging)
-        save_file(optimizer_tensors(optimizer, parameter_names), staging / "optimizer.safetensors")
+        with storage_errors(staging):
+            save_weights(staging)
+            save_file(optimizer_tensors(optimizer, parameter_names), staging / "optimizer.safetensors")
         (staging / "state.json").write_text(json.dumps(asdict(state), indent=2))
         names = sorted(str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file())
         for name in names:
