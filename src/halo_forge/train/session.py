@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +103,8 @@ class Session:
                 yield step, batches
 
     @torch.no_grad()
-    def validation_loss(self) -> LossSums | None:
-        """nll over the validation split; None without rows."""
+    def validation_loss(self, check: Callable[[], None] = lambda: None) -> LossSums | None:
+        """nll over the validation split; None without rows. `check` may raise Interrupted before a micro-batch."""
         if not len(self.validation):
             return None
         mine = self._mine([self.validation[i] for i in range(len(self.validation))])
@@ -118,6 +118,8 @@ class Session:
         self.objective.refresh()
         try:
             for group in groups:
+                if not dist.is_initialized():  # one process that leaves alone lets the others wait for it
+                    check()
                 batch = examples_to_batch([mine[i] for i in group]).to(self.compute.device)
                 _, nll = self.objective.nll(batch, batch.weights)
                 counter.add(batch, nll)
