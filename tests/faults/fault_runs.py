@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,6 +32,7 @@ from transformers import AutoTokenizer
 
 from halo_forge.config import load_config
 from halo_forge.data import load_prepared
+from halo_forge.errors import HaloForgeError, storage_error
 from halo_forge.models.quiet import quiet_transformers
 from halo_forge.runs import RunDirectory
 from halo_forge.train import loop
@@ -52,6 +53,7 @@ FILE_EVENTS = frozenset(
 """What Python tells of its own file operations; os.fsync tells nothing and is wrapped instead."""
 WARM = "HALO_FORGE_TEST_WARM"
 """Names the model that the server trains before it serves."""
+FAILED = 3
 TIME_LIMIT_S = 120
 
 
@@ -112,11 +114,12 @@ def marked(function: Callable[..., Any], mark: Callable[[str], None], inside: st
     return call
 
 
-def crash_everywhere(job: Job, place: str, skip: int) -> None:
+def crash_everywhere(job: Job, place: str, skip: int, errors: Sequence[int] = ()) -> None:
     """For a child process: at call number `skip` of `place`, die at every one of its file operations in turn.
 
     A fork does the work and is killed before its n-th operation; what it leaves is kept in `crashes/n`, the directory
-    is put back, and the next fork gets one further. The last one is let through.
+    is put back, and the next fork gets one further. The last one is let through. With `errors`, the operation fails
+    with them in turn instead, and what is said of it is kept in `crashes/n/said.txt`.
     """
     torch.set_num_threads(1)
     silence()
@@ -131,15 +134,18 @@ def crash_everywhere(job: Job, place: str, skip: int) -> None:
         for number in itertools.count(1):
             child = os.fork()
             if child == 0:
-                die_before_operation(number)
-                real(*args, **kwargs)
-                os._exit(0)
+                act = fail_with(errors[number % len(errors)]) if errors else die
+                has_acted = at_operation(number, act)
+                said = told_by(lambda: real(*args, **kwargs))
+                failed = has_acted()
+                (job.output / "said.txt").write_text(said)
+                os._exit(FAILED if failed else 0)
             _, status = os.waitpid(child, 0)
             shutil.move(job.output, crashes / str(number))
             shutil.copytree(before, job.output, symlinks=True)
             if status == 0:
                 os._exit(0)
-            assert os.WTERMSIG(status) == signal.SIGKILL, status
+            assert os.WTERMSIG(status) == signal.SIGKILL or os.WEXITSTATUS(status) == FAILED, status
 
     setattr(owner, place, call)
     crashes.mkdir()
@@ -147,13 +153,37 @@ def crash_everywhere(job: Job, place: str, skip: int) -> None:
         train_now(job.prepared())
 
 
-def die_before_operation(number: int) -> None:
-    """Count this process's file operations from here on, and SIGKILL it before the n-th."""
-    count, real_fsync = itertools.count(1), os.fsync
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail_with(number: int) -> Callable[[], None]:
+    def fail() -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def told_by(work: Callable[[], object]) -> str:
+    """What a user would read: empty, or the message of the error."""
+    try:
+        work()
+    except HaloForgeError as error:
+        return str(error)
+    except OSError as error:
+        return str(storage_error(error) or f"Traceback: {error!r}")
+    return ""
+
+
+def at_operation(number: int, act: Callable[[], None]) -> Callable[[], bool]:
+    """Count this process's file operations from here on, and act before the n-th. Returns a question that ends
+    the counting: has it come to that?"""
+    count, real_fsync, left = itertools.count(1), os.fsync, [number]
 
     def operation() -> None:
-        if next(count) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if left and next(count) == number:
+            left.clear()
+            act()
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
         if event in FILE_EVENTS and (event != "open" or opens_for_writing(arguments)):
@@ -165,6 +195,13 @@ def die_before_operation(number: int) -> None:
 
     sys.addaudithook(audit)
     os.fsync = fsync
+
+    def has_acted() -> bool:
+        is_over = not left
+        left.clear()
+        return is_over
+
+    return has_acted
 
 
 def opens_for_writing(arguments: tuple[Any, ...]) -> bool:
