@@ -21,12 +21,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoTokenizer
 
@@ -351,6 +352,11 @@ def place_of(checkpoint: Path) -> dict[str, Any]:
     """state.json without what a clock wrote."""
     state = json.loads((checkpoint / "state.json").read_bytes())
     return {name: value for name, value in state.items() if name not in ("train_time_s", "metrics_bytes")}
+
+
+def every_time_or_soak(cases: Iterable[Any], every_time: Container[Any]) -> list[Any]:
+    """Some cases in every run of the suite, the others in the soak."""
+    return [case if case in every_time else pytest.param(case, marks=pytest.mark.soak) for case in cases]
 
 
 if WARM in os.environ and multiprocessing.current_process().name == "MainProcess":

@@ -13,6 +13,7 @@ from faults.fault_runs import (
     Job,
     assert_same_end,
     crash_everywhere,
+    every_time_or_soak,
     finish,
     start_process,
     tensors_of,
@@ -22,7 +23,7 @@ from halo_forge.train.checkpoint import POINTERS, list_checkpoints, verify_check
 
 EIGHTH_SAVE = 7
 """The second with a validation: a checkpoint to rotate away, a best one to point at, and often a better one."""
-EVERY = 1 if os.environ.get("HALO_FORGE_SOAK_CRASHES") else 20
+EVERY = int(os.environ.get("HALO_FORGE_SOAK_EVERY", "20"))
 """Of how many crash points one is also gone on from to the end. What is on disk is looked at after each."""
 
 
@@ -34,7 +35,7 @@ def crashes_of(place: str, skip: int, job: Job) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", every_time_or_soak(METHODS, ("lora",)))
 def test_every_crash_point_of_a_save(
     method: str, unkilled: dict[str, Path], tiny_model_dir: Path, tmp_path: Path
 ) -> None:

@@ -9,33 +9,33 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from faults.fault_runs import CADENCE, METHODS, Job, crash_everywhere, finish, start_process, tensors_of
+from faults.fault_runs import (
+    CADENCE,
+    METHODS,
+    Job,
+    crash_everywhere,
+    every_time_or_soak,
+    finish,
+    start_process,
+    tensors_of,
+)
 from halo_forge.cli.main import main
 from halo_forge.train.checkpoint import POINTERS, list_checkpoints, verify_checkpoint
 from training_runs import final_weights, write_rows
 
 ERRORS = (errno.EIO, errno.EDQUOT, errno.ENOSPC, errno.EROFS, errno.EMFILE)
-MIB = 1 << 20
+ROOMS_KIB = [0, 8, 64, 600, 2_000, 5_000, *range(16, 600, 32)]
 Limits = dict[str, int]
 """Names of resource.RLIMIT_*; "spare_files" counts from what is open."""
 
 
-def some_of(cases: Sequence[Any], every_time: Sequence[int]) -> list[Any]:
-    """Of these cases a few in every run of the suite, the rest in the soak."""
-    return [
-        case if number in every_time else pytest.param(case, marks=pytest.mark.soak)
-        for number, case in enumerate(cases)
-    ]
-
-
-@pytest.mark.parametrize("method", some_of(["lora", "full", "adafactor"], (0,)))
+@pytest.mark.parametrize("method", every_time_or_soak(METHODS, ("lora",)))
 def test_every_operation_of_a_save_fails(method: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     """Each file operation in turn, with EIO, EDQUOT, ENOSPC, EROFS and EMFILE turn about."""
     job = Job(tiny_model_dir, tmp_path / "run", METHODS[method] | CADENCE)
@@ -121,7 +121,7 @@ LIMITS: list[Limits] = [
 ]
 
 
-@pytest.mark.parametrize("limits", some_of(LIMITS, (0, 3)), ids=str)
+@pytest.mark.parametrize("limits", every_time_or_soak(LIMITS, [LIMITS[0], LIMITS[3]]), ids=str)
 def test_limits_of_the_process(limits: Limits, sound: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     """Files that may not grow, and no further open files: from the first file of a run to the weights of a save."""
     job = Job(tiny_model_dir, tmp_path / "job" / "run", {})
@@ -153,7 +153,7 @@ def resize(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
 
 
-@pytest.mark.parametrize("room_kib", some_of([0, 8, 64, 600, 2_000, 5_000, *range(16, 600, 32)], (0, 3)))
+@pytest.mark.parametrize("room_kib", every_time_or_soak(ROOMS_KIB, (0, 600)))
 def test_a_full_disk(room_kib: int, sound: str, small_disk: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     """A file of somebody else's fills the disk to so many KiB; space comes back when it is gone."""
     job = Job(tiny_model_dir, tmp_path / "job" / "run", {})

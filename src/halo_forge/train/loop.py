@@ -226,7 +226,8 @@ def validate(session: Session, cursor: Cursor, notify: Notify, check: Callable[[
     loss, by_source = losses.mean, losses.by_source()
     state, training = cursor.state, session.config.training
     best = state.best_validation_loss if state.best_validation_loss is not None else math.inf
-    improved, counts = loss < best, loss < best - training.early_stopping_threshold  # not a number: neither
+    compared = loss if math.isfinite(loss) else math.inf
+    improved, counts = compared < best, compared < best - training.early_stopping_threshold
     if not math.isfinite(loss):
         words = "it is nobody's best, and counts as no improvement"
         notify("note", {"text": f"step {state.step}: the validation loss is not finite; {words}"})
