@@ -38,7 +38,7 @@ MUTANTS = [
     Mutant("N4 packed rows attend to each other", "models/fast/attention.py", "_joined((*before, (start, last)))",
            "_joined((*before, (0, last)))", INVARIANTS + "test_fast_layers_are_exact.py"),
     Mutant("N5 positions run on", "train/prefixes.py", "np.concatenate([np.arange(length) for length in lengths])",
-           "np.arange(sum(lengths))", INVARIANTS + "test_fast_layers_are_exact.py"),
+           "np.arange(sum(lengths))", INVARIANTS + "test_packing_is_exact.py"),
     Mutant("N6 N7 the stop token is outside the mask", "chat/example.py", "weights[first : last + 1] = weight",
            "weights[first : last] = weight", INVARIANTS + "test_mask_contract.py"),
     Mutant("N8 the mask is all ones", "chat/example.py", "float(self.train_on == \"all\"), dtype", "1.0, dtype",
