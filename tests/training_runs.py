@@ -6,7 +6,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
 import socket
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -95,35 +94,6 @@ def final_weights(run: Path) -> str:
 def losses(run: Path) -> list[float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line["loss"] for line in lines if line["kind"] == "train"]
-
-
-def train_until_killed(model: str, output: str, training: dict[str, Any], die_at_call: int | None) -> None:
-    """For a child process: train, and die by SIGKILL at the n-th durable file operation (None = never).
-
-    Counted are the calls that order a save: fsync, rename, replace. Between two of them nothing else can differ after
-    a crash, so all n together are all crash points.
-    """
-    torch.set_num_threads(1)
-    calls = 0
-
-    def dying(function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == die_at_call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return call
-
-    from transformers import AutoTokenizer
-
-    prepared = prepared_run(AutoTokenizer.from_pretrained(model), Path(model), Path(output), **training)
-    if die_at_call is not None:
-        os.fsync, os.rename, os.replace = dying(os.fsync), dying(os.rename), dying(os.replace)
-    train_now(prepared)
-    if die_at_call is None:
-        (Path(output) / "calls.txt").write_text(str(calls))
 
 
 class TwoProcesses:

@@ -8,6 +8,7 @@
     ├── DataError             3   a file or a row cannot be used
     ├── CheckpointError       1   no checkpoint verifies
     ├── TrainingError         1   the run cannot go on (non-finite loss, untrainable batch, ...)
+    ├── StorageError          1   the disk is full, read-only, broken; open files have run out
     ├── OutOfMemory           6   the machine's memory is spent
     └── Interrupted           130 stopped by a signal; the same command resumes
 
@@ -17,8 +18,13 @@ The command line prints these without a traceback; `HALO_FORGE_DEBUG=1` shows on
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -144,3 +150,46 @@ class OutOfMemory(HaloForgeError):
 
 class Interrupted(HaloForgeError):
     exit_code = ExitCode.INTERRUPTED
+
+
+_GOES_ON = "the same command then goes on from the last checkpoint"
+STORAGE = {
+    errno.ENOSPC: ("no space is left on the disk", f"free some space; {_GOES_ON}"),
+    errno.EDQUOT: ("the disk quota is used up", f"free some space or ask for more; {_GOES_ON}"),
+    errno.EFBIG: ("a file would be larger than is allowed", f"raise `ulimit -f`; {_GOES_ON}"),
+    errno.EROFS: (
+        "the disk is read-only",
+        f"mount it for writing, or give another directory with --output; {_GOES_ON}",
+    ),
+    errno.EACCES: ("permission denied", f"make it yours, or give another directory with --output; {_GOES_ON}"),
+    errno.EPERM: ("not permitted", f"make it yours, or give another directory with --output; {_GOES_ON}"),
+    errno.EIO: ("the disk reports an input/output error", f"look at the disk (`dmesg`); {_GOES_ON}"),
+    errno.EMFILE: ("this process has too many open files", f"raise `ulimit -n`; {_GOES_ON}"),
+    errno.ENFILE: ("the machine has too many open files", f"close some; {_GOES_ON}"),
+    errno.ESTALE: ("the network file system lost this file", f"mount it again; {_GOES_ON}"),
+}
+
+
+class StorageError(HaloForgeError):
+    pass
+
+
+def storage_error(error: OSError, place: Path | None = None) -> StorageError | None:
+    """The same in words, or None where it is not the disk's. `place` is where to look when the error does not say."""
+    if error.errno not in STORAGE:
+        return None
+    what, fix = STORAGE[error.errno]
+    where = error.filename if error.filename is not None else place
+    return StorageError(what, where=None if where is None else os.fsdecode(where), fix=fix)
+
+
+@contextmanager
+def storage_in_words(place: Path) -> Iterator[None]:
+    """Inside this block an error of the disk is a StorageError that names the file, or else `place`."""
+    try:
+        yield
+    except OSError as error:
+        told = storage_error(error, place)
+        if told is None:
+            raise
+        raise told from None

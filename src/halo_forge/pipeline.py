@@ -18,7 +18,7 @@ from halo_forge.config import Config, ResolvedConfig, load_config
 from halo_forge.data import load_prepared, prepare
 from halo_forge.data.holdout import record_use, uses
 from halo_forge.data.prepared_store import store_directory
-from halo_forge.errors import DataError, HaloForgeError
+from halo_forge.errors import DataError, HaloForgeError, storage_in_words
 from halo_forge.evaluate import check_evaluation, evaluate
 from halo_forge.gate import decide, require_known_metrics
 from halo_forge.launch import Launch, run_workers
@@ -98,7 +98,11 @@ def run(
         notify("note", {"text": f"node {launch.node_rank} waits for node 0 at {launch.rdzv_endpoint}"})
         run_workers(launch, Path(settings.output.dir))
         return RunResult(directory=Path(settings.output.dir))
-    with StopSignal() as stop, RunDirectory.open(Path(settings.output.dir)) as directory:
+    with (
+        StopSignal() as stop,
+        storage_in_words(Path(settings.output.dir)),
+        RunDirectory.open(Path(settings.output.dir)) as directory,
+    ):
         claim(directory, resolved, fresh=fresh)
         result = RunResult(directory=directory.path)
         try:

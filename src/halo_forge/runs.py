@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -174,9 +175,10 @@ class RunDirectory:
                 where=str(path),
                 fix="wait for it, or give another directory with --output",
             ) from None
-        os.ftruncate(lock, 0)
-        os.write(lock, f"process {os.getpid()}\n".encode())
         run._lock = lock
+        with suppress(OSError):  # a full disk: the lock holds without its holder's name
+            os.ftruncate(lock, 0)
+            os.write(lock, f"process {os.getpid()}\n".encode())
         return run
 
     def close(self) -> None:

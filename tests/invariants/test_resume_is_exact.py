@@ -1,12 +1,8 @@
-"""Resumed = uninterrupted, bit for bit: at every kind of stop, in chains, with dropout on."""
+"""Resumed = uninterrupted, bit for bit: at every kind of stop, in chains, with dropout on. Kills: tests/faults."""
 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import random
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from halo_forge.errors import CheckpointError, Interrupted, UsageError
 from halo_forge.train.checkpoint import list_checkpoints, verify_checkpoint
-from training_runs import final_weights, losses, prepared_run, train_now, train_until_killed
+from training_runs import final_weights, losses, prepared_run, train_now
 
 # 48 training rows of 60, 8 a step: 6 steps an epoch, 12 in all; validation every 4.
 CADENCE: dict[str, Any] = {"output.save_steps": 3, "eval_steps": 4, "output.save_total_limit": 2}
@@ -35,7 +31,7 @@ def interrupting_before_micro_batch(number: int) -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """The children compute with one thread; a product split over two sums in another order."""
+    """A product that is split over two threads sums in another order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -84,59 +80,6 @@ def test_interrupted_at_a_step(
         with pytest.raises(Interrupted):
             train_now(prepared, check=interrupting_before_micro_batch(stop))
     train_now(prepared)
-    assert_same_run(output, uninterrupted)
-
-
-def test_killed_at_every_file_operation_of_its_saves(
-    method: str, uninterrupted: Path, tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    """SIGKILL at a spread of all fsync/rename calls; the next process goes on by itself."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training_runs"])
-    output = tmp_path / "run"
-    arguments = {"method": method, **CADENCE}
-    kills = 0
-    for die_at in (2, 9, 14, 18, 23, 31, 37):
-        process = context.Process(target=train_until_killed, args=(str(tiny_model_dir), str(output), arguments, die_at))
-        process.start()
-        process.join(120)
-        assert process.exitcode in (0, -signal.SIGKILL)
-        kills += process.exitcode != 0
-    assert kills >= 4
-    process = context.Process(target=train_until_killed, args=(str(tiny_model_dir), str(output), arguments, None))
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0
-    assert_same_run(output, uninterrupted)
-
-
-def num_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def test_killed_at_random_times(method: str, uninterrupted: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
-    """SIGKILL from outside, at a random moment a few steps further each time, often between two checkpoints."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training_runs"])
-    output = tmp_path / "run"
-    metrics = output / "metrics.jsonl"
-    rng = random.Random(20_24)
-    arguments = {"method": method, **CADENCE}
-    kills = 0
-    for target in (1, 2, 5, 8, 11):
-        process = context.Process(target=train_until_killed, args=(str(tiny_model_dir), str(output), arguments, None))
-        process.start()
-        while process.is_alive() and num_lines(metrics) < target:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.03))
-        process.kill()
-        process.join(60)
-        kills += process.exitcode == -signal.SIGKILL
-    assert kills >= 4
-    process = context.Process(target=train_until_killed, args=(str(tiny_model_dir), str(output), arguments, None))
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0
     assert_same_run(output, uninterrupted)
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from halo_forge.errors import ExitCode, HaloForgeError
+from halo_forge.errors import ExitCode, HaloForgeError, storage_error
 
 VERDICT_EXIT = {"PASS": ExitCode.OK, "FAIL": ExitCode.GATE_FAILED, "INCONCLUSIVE": ExitCode.EVIDENCE_INSUFFICIENT}
 
@@ -62,6 +62,10 @@ def told_in_words(command: Command) -> Command:
         except Exception as error:
             if debugging:
                 raise
+            told = storage_error(error) if isinstance(error, OSError) else None
+            if told is not None:
+                complain(told)
+                raise typer.Exit(int(told.exit_code)) from None
             print(
                 f"error: {type(error).__name__}: {error}\n"
                 "  this is a fault of halo-forge, not of yours\n"

@@ -39,6 +39,7 @@ from halo_forge.models.load import load_model
 from halo_forge.models.new_tokens import add_rows
 from halo_forge.models.quiet import quiet_transformers
 from halo_forge.models.resolve import resolve_model
+from halo_forge.models.weights import storage_errors
 from halo_forge.runs import Notify, fsync_directory, sha256_tree, silent, write_json
 
 Model = PreTrainedModel | PeftModel
@@ -88,7 +89,8 @@ def _staged(directory: Path) -> Iterator[Path]:
         shutil.rmtree(left_over, ignore_errors=True)
     staging.mkdir()
     try:
-        yield staging
+        with storage_errors(staging):
+            yield staging
         for path in staging.rglob("*"):
             if path.is_file():
                 path.chmod(0o644)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -50,6 +55,18 @@ def load_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
             name for name, _ in model.named_parameters()
         }
         _require_same_names(set(unexpected) | set(missing), tied & set(missing), directory)
+
+
+@contextmanager
+def storage_errors(directory: Path) -> Iterator[None]:
+    """safetensors tells of a full disk by an error of its own: inside this block it is the OSError that it was."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(directory)) from None
 
 
 def parameter_names(model: torch.nn.Module) -> dict[torch.nn.Parameter, str]:

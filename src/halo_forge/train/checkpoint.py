@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +26,7 @@ import torch
 from safetensors.torch import load_file
 
 from halo_forge.errors import CheckpointError
+from halo_forge.models.weights import storage_errors
 from halo_forge.runs import fsync_directory, sha256_file, write_json
 from halo_forge.train.optimizer import moments
 from halo_forge.train.sharding import like
@@ -33,6 +35,8 @@ MANIFEST = "MANIFEST.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 PREFIX = "checkpoint-"
 POINTERS = ("best_val", "best_train", "latest")
+LEFT_OVER = re.compile(rf"\.(staging|trash)-.+|\.({'|'.join(POINTERS)})-\d+|\..+\.\d+\.(tmp|old)")
+"""Names under which files and directories are written and deleted: a process id is always in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +90,8 @@ def save_checkpoint(
     """
     staging = once(lambda: _staging_for(run, state.step))
     try:
-        write(staging)
+        with storage_errors(staging):
+            write(staging)
         return once(lambda: _made_final(staging, run, state, fingerprint))
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
@@ -128,32 +133,43 @@ def _made_final(staging: Path, run: Path, state: TrainState, fingerprint: str) -
 
 
 def verify_checkpoint(path: Path) -> str | None:
-    """None if every file of the manifest is there with its size and hash, else what is wrong, in words."""
+    """None if the files of the manifest, and no others, are there with their sizes and hashes, else what is wrong, in
+    words. Hidden files are not looked at: file managers and network file systems leave theirs anywhere."""
     try:
+        if not is_plain_file(path / MANIFEST):
+            return "it is not a directory" if path.exists() and not path.is_dir() else f"{MANIFEST} is missing"
         manifest = json.loads((path / MANIFEST).read_bytes())
-        files = dict(manifest["files"])
-        step = int(manifest["step"])
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        files, step = dict(manifest["files"]), manifest["step"]
+        if not isinstance(manifest["fingerprint"], str) or "state.json" not in files:
+            return f"{MANIFEST} is incomplete"
+        there = {str(file.relative_to(path)) for file in path.rglob("[!.]*") if not file.is_dir()} - {MANIFEST}
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     if path.name != f"{PREFIX}{step}":
         return f"its manifest is of step {step}"
+    for name in sorted(there - files.keys()):
+        return f"{name} is not in its manifest"
     for name, facts in files.items():
-        file = path / name
         try:
-            if file.stat().st_size != facts["bytes"]:
-                return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
-            if sha256_file(file) != facts["sha256"]:
+            if name not in there or not is_plain_file(path / name):
+                return f"{name} is missing or not a file"
+            if (path / name).stat().st_size != facts["bytes"]:
+                return f"{name} has {(path / name).stat().st_size} bytes instead of {facts['bytes']}"
+            if sha256_file(path / name) != facts["sha256"]:
                 return f"{name} does not match its hash"
         except (OSError, KeyError, TypeError):
-            return f"{name} is missing or unreadable"
+            return f"{name} cannot be read"
     return None
 
 
+def is_plain_file(path: Path) -> bool:
+    """Not a link, which may lead anywhere tomorrow, nor a pipe, which would be waited for."""
+    return path.is_file() and not path.is_symlink()
+
+
 def list_checkpoints(run: Path) -> list[Path]:
-    """Directories named checkpoint-N, newest step first, verified or not."""
-    found = [p for p in run.glob(f"{PREFIX}*") if p.is_dir() and p.name.removeprefix(PREFIX).isdigit()]
+    """What is named checkpoint-N, newest step first, verified or not."""
+    found = [p for p in run.glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdecimal()]
     return sorted(found, key=lambda path: -int(path.name.removeprefix(PREFIX)))
 
 
@@ -161,7 +177,11 @@ def read_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
     """A verified checkpoint of this very run. Raises CheckpointError."""
     problem = verify_checkpoint(path)
     if problem is not None:
-        raise CheckpointError(f"this checkpoint is damaged: {problem}", where=str(path))
+        raise CheckpointError(
+            f"this checkpoint is damaged: {problem}",
+            where=str(path),
+            fix=f"--resume {path.parent / PREFIX}N goes back to another one; --fresh starts over",
+        )
     manifest = json.loads((path / MANIFEST).read_bytes())
     if manifest["fingerprint"] != fingerprint:
         raise CheckpointError(
@@ -177,18 +197,20 @@ def newest_checkpoint(run: Path, fingerprint: str) -> tuple[Checkpoint | None, l
 
     Checkpoints exist but none verifies: CheckpointError. Training never starts from zero silently.
     """
-    passed_over = []
     paths = list_checkpoints(run)
+    last = run / "latest"
+    lost = last.is_symlink() and not last.exists()
+    passed_over = [f"{os.readlink(last)} passed over: it is gone, and was the latest"] if lost else []
     for path in paths:
         problem = verify_checkpoint(path)
         if problem is None:
             return read_checkpoint(path, fingerprint), passed_over
         passed_over.append(f"{path.name} passed over: {problem}")
-    if paths:
+    if passed_over:
         raise CheckpointError(
             "no checkpoint of this run can be used\n  " + "\n  ".join(passed_over),
             where=str(run),
-            fix="--fresh starts over; the damaged directories are kept until then",
+            fix="--fresh starts over; what is damaged is kept until then",
         )
     return None, []
 
@@ -257,19 +279,27 @@ def rotate(run: Path, keep_steps: Iterable[int], limit: int) -> list[Path]:
 
 def discard(path: Path) -> None:
     """Remove a directory so that a crash leaves it whole or gone: rename first, then delete."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     trash = path.with_name(f".trash-{path.name}-{os.getpid()}")
     shutil.rmtree(trash, ignore_errors=True)
     os.rename(path, trash)
     fsync_directory(path.parent)
-    shutil.rmtree(trash, ignore_errors=True)
+    if trash.is_dir() and not trash.is_symlink():
+        shutil.rmtree(trash, ignore_errors=True)
+    else:  # a file with a checkpoint's name, which nobody can have meant to keep
+        trash.unlink()
 
 
 def clean_leftovers(run: Path) -> None:
-    """Remove staging and trash of earlier, killed processes. Only under the run's lock."""
-    for path in [*run.glob(".staging-*"), *run.glob(".trash-*")]:
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove what earlier, killed processes had begun to write or to delete. Only under the run's lock."""
+    for path in run.iterdir():
+        if not LEFT_OVER.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _fsync(path: Path) -> None:

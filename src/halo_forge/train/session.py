@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +126,8 @@ class Session:
                 yield step, batches
 
     @torch.no_grad()
-    def validation_loss(self) -> LossSums | None:
-        """nll over the validation split; None without rows."""
+    def validation_loss(self, check: Callable[[], None] = lambda: None) -> LossSums | None:
+        """nll over the validation split; None without rows. `check` may raise Interrupted before a micro-batch."""
         if not len(self.validation):
             return None
         examples = [self.validation[i] for i in range(len(self.validation))]
@@ -142,6 +142,8 @@ class Session:
         self.objective.refresh()
         try:
             for batch in batches:
+                if not dist.is_initialized():  # one process that leaves alone lets the others wait for it
+                    check()
                 batch = batch.to(self.compute.device)
                 _, nll = self.objective.nll(batch, batch.weights)
                 counter.add(batch, nll)

@@ -91,10 +91,12 @@ def train_step(
 def agree_on_step(
     batches: Sequence[Batch], device: torch.device, check: Callable[[], None]
 ) -> tuple[float, float, float]:
-    """(weight, supervised tokens, tokens) of the step over all processes. Raises Interrupted in all if in one."""
+    """(weight, supervised tokens, tokens) of the step over all processes. Where one of several is told to stop, raises
+    Interrupted in all."""
     told_to_stop = None
     try:
-        check()
+        if dist.is_initialized():
+            check()
     except Interrupted as told:
         told_to_stop = told
     weight, num_supervised, num_tokens, num_told = _over_processes(

@@ -31,7 +31,7 @@ from halo_forge.runs import (
     write_artifact,
     write_atomic,
 )
-from halo_forge.train.checkpoint import PREFIX, TrainState, checkpoint_path, discard, list_checkpoints
+from halo_forge.train.checkpoint import PREFIX, TrainState, checkpoint_path, discard, list_checkpoints, read_checkpoint
 from halo_forge.train.loop import Cursor, StopReason, restore, run_steps
 from halo_forge.train.methods import load_training_model
 from halo_forge.train.planning.look_ahead import look_ahead
@@ -157,7 +157,10 @@ def final_weights(session: Session, trained_step: int, final_step: int) -> PreTr
     if compute.shard:  # then this process holds a part only
         model = load_training_model(session.config, replace(compute, device=CPU), session.tokenizer)
     if compute.shard or final_step != trained_step:
-        read_weights(checkpoint_path(session.directory, final_step), model, alone=True)
+        found = read_checkpoint(
+            checkpoint_path(session.directory, final_step), session.fingerprint
+        )  # damaged: an error
+        read_weights(found.path, model, alone=True)
     return model
 
 

@@ -134,8 +134,13 @@ def test_a_save_that_fails_leaves_the_previous_one_and_no_litter(tmp_path: Path,
 
 
 def test_leftovers_of_killed_processes_are_cleaned(tmp_path: Path) -> None:
-    for name in (".staging-checkpoint-3-1", ".trash-checkpoint-1-1"):
+    for name in (".staging-checkpoint-3-1", ".trash-checkpoint-1-1", ".final_model.17.tmp", ".final_model.17.old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").write_text("x")
+    (tmp_path / ".latest-17").symlink_to("checkpoint-3")
+    (tmp_path / ".trained.json.17.tmp").write_text("{")
+    kept = {".lock", ".gitignore", ".notes.tmp", "data"}
+    for name in kept:
+        (tmp_path / name).write_text("")
     ck.clean_leftovers(tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == kept

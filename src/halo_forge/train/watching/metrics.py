@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from halo_forge.runs import write_json
 
@@ -16,12 +17,17 @@ class MetricsLog:
 
     def __init__(self, path: Path, keep_bytes: int) -> None:
         self.path = path
-        self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115 - closed by close()
+        # Unbuffered: what a full disk did not take must not come again when the file is closed.
+        self._file: FileIO = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
         self._file.truncate(keep_bytes)
 
     def append(self, **fields: Any) -> None:
-        self._file.write(json.dumps(fields).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(fields).encode() + b"\n"
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:  # it does not say of which file
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
 
     def sync(self) -> int:
         os.fsync(self._file.fileno())

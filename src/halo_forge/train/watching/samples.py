@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from halo_forge.artifacts import PreparedData
@@ -58,7 +60,7 @@ class _OutOfTime(Exception):
 def open_sampler(session: Session, state: TrainState) -> Sampler | None:
     """The first rows of the validation split, never of the holdout. None where none are asked for or there are none.
 
-    samples.jsonl is cut back to the steps that `state` has seen, so that no step stands there twice.
+    samples.jsonl is cut back to the validations that `state` has seen, so that no step stands there twice.
     """
     settings, run = session.config.evaluation, session.directory
     if not settings.sample_prompts or not len(session.validation):
@@ -68,18 +70,21 @@ def open_sampler(session: Session, state: TrainState) -> Sampler | None:
     found = [prompt for row in rows if (prompt := _prompt_of(row, session.tokenizer)) is not None]
     if not found:
         return None
-    _cut_back(run / FILE, state.step)
+    _cut_back(run / FILE, state.last_validation_step or 0)
     return Sampler(run / FILE, tuple(found[: settings.sample_prompts]), settings.sample_tokens)
 
 
-def take_samples(session: Session, sampler: Sampler, state: TrainState, notify: Notify) -> None:
-    """Answer the prompts with the weights as they are and append the answers to samples.jsonl."""
+def take_samples(
+    session: Session, sampler: Sampler, state: TrainState, notify: Notify, check: Callable[[], None]
+) -> None:
+    """Answer the prompts with the weights as they are and append the answers to samples.jsonl. `check` may raise
+    Interrupted before every token; then nothing is written."""
     allowed_s = max(FREE_TIME_S, TIME_SHARE * state.train_time_s) - sampler.spent_s
     if allowed_s <= sampler.longest_s:
         _tell_once(sampler, f"no sample answers at step {state.step}", notify)
         return
     started = time.monotonic()
-    answers = _answers(session, sampler, started + allowed_s)
+    answers = _answers(session, sampler, started + allowed_s, check)
     took_s = time.monotonic() - started
     sampler.spent_s += took_s
     sampler.longest_s = max(sampler.longest_s, took_s)
@@ -95,11 +100,15 @@ def take_samples(session: Session, sampler: Sampler, state: TrainState, notify: 
     notify("train.samples", {"step": state.step, "samples": lines})
 
 
-def _answers(session: Session, sampler: Sampler, deadline: float) -> dict[int, Generation]:
+def _answers(
+    session: Session, sampler: Sampler, deadline: float, stop_if_told: Callable[[], None]
+) -> dict[int, Generation]:
     """Prompt number -> answer; those that were not complete by the deadline (monotonic seconds) are missing."""
     answers: dict[int, Generation] = {}
 
     def check() -> None:
+        if not dist.is_initialized():  # one process that leaves alone lets the others wait for it
+            stop_if_told()
         if time.monotonic() > deadline:
             raise _OutOfTime
 
