@@ -86,40 +86,44 @@ def read(run: Path, name: str) -> dict[str, object]:
     return json.loads((run / name).read_bytes())  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("flags", [(), ("--shard", "--sharded-checkpoints")], ids=["whole", "parts"])
-def test_a_killed_worker_is_replaced_and_the_run_is_the_same_bit_for_bit(
-    start: Start, undisturbed: Path, tmp_path: Path, flags: tuple[str, ...]
+def test_a_worker_is_killed_and_the_command_stopped_and_the_run_is_the_same_bit_for_bit(
+    start: Start, undisturbed: Path, tmp_path: Path
 ) -> None:
-    expected = undisturbed
-    if flags:  # other layers, other roundings
-        expected = tmp_path / "expected"
-        ended(start(expected, "--nproc-per-node", "2", *flags), 0)
     run = tmp_path / "run"
-    process = start(run, "--nproc-per-node", "2", *flags)
-    for num_steps, victim in ((40, 1), (110, 0)):
-        wait_for_steps(run, num_steps, process)
-        workers(process)[victim].send_signal(signal.SIGKILL)
-        time.sleep(1)  # its metrics are still those of before
-    _, said = ended(process, 0)
-    assert "resumed from checkpoint-" in said
-    assert_equal_runs(run, expected)
-
-
-def test_the_stopped_command_exits_130_soon_and_goes_on(start: Start, undisturbed: Path, tmp_path: Path) -> None:
-    process = start(tmp_path / "run", "--nproc-per-node", "2")
-    wait_for_steps(tmp_path / "run", 70, process)
+    process = start(run, "--nproc-per-node", "2")
+    wait_for_steps(run, 40, process)
+    workers(process)[1].send_signal(signal.SIGKILL)
+    time.sleep(1)  # its metrics are still those of before
+    wait_for_steps(run, 110, process)
     family = workers(process)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
     _, said = ended(process, 130)
     assert time.monotonic() - began < 10
+    assert "resumed from checkpoint-" in said
     assert "stopped by SIGTERM" in said
     assert not any(worker.is_running() for worker in family)
-    assert len(losses(tmp_path / "run")) < NUM_STEPS
-    ended(start(tmp_path / "run", "--nproc-per-node", "2"), 0)
-    assert_equal_runs(tmp_path / "run", undisturbed)
+    assert len(losses(run)) < NUM_STEPS
+    ended(start(run, "--nproc-per-node", "2"), 0)
+    assert_equal_runs(run, undisturbed)
 
 
+@pytest.mark.soak
+def test_workers_with_a_part_each_are_killed_and_the_run_is_the_same(start: Start, tmp_path: Path) -> None:
+    flags = ("--nproc-per-node", "2", "--shard", "--sharded-checkpoints")
+    ended(start(tmp_path / "expected", *flags), 0)
+    run = tmp_path / "run"
+    process = start(run, *flags)
+    for num_steps, victim in ((40, 1), (110, 0)):
+        wait_for_steps(run, num_steps, process)
+        workers(process)[victim].send_signal(signal.SIGKILL)
+        time.sleep(1)
+    _, said = ended(process, 0)
+    assert "resumed from checkpoint-" in said
+    assert_equal_runs(run, tmp_path / "expected")
+
+
+@pytest.mark.soak
 def test_workers_do_not_outlive_a_killed_command(start: Start, undisturbed: Path, tmp_path: Path) -> None:
     process = start(tmp_path / "run", "--nproc-per-node", "2")
     wait_for_steps(tmp_path / "run", 30, process)
@@ -133,6 +137,7 @@ def test_workers_do_not_outlive_a_killed_command(start: Start, undisturbed: Path
     assert_equal_runs(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.soak
 def test_two_nodes_meet_and_train_as_one_does(start: Start, undisturbed: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -19,6 +19,7 @@ from halo_forge.errors import OutOfMemory, TrainingError
 from halo_forge.models.compute import known_compute
 from halo_forge.train import session
 from halo_forge.train.batches import Batch
+from halo_forge.train.checkpoint import POINTERS
 from halo_forge.train.loss import Objective
 from halo_forge.train.planning import forecast, look_ahead
 from halo_forge.train.preflight import mask_check, overfit, trial
@@ -97,6 +98,8 @@ def test_it_says_what_it_measured_and_is_not_repeated(
     assert record["trial"]["grown_bytes"] >= 0
     for path in (tmp_path / "run").glob("checkpoint-*"):
         path.rename(tmp_path / path.name)  # as if it had been killed before the first checkpoint
+    for name in POINTERS:
+        (tmp_path / "run" / name).unlink(missing_ok=True)
     monkeypatch.setattr(preflight_module, "try_step", lambda *_: pytest.fail("tried twice"))
     assert not any(note.startswith("pre-flight:") for note in notes_of(prepared))
 

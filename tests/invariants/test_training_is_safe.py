@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from halo_forge.errors import HaloForgeError, RunConflict, TrainingError
 from halo_forge.runs import RunDirectory
-from halo_forge.train import loop
+from halo_forge.train import loop, saved_state
 from halo_forge.train.batches import Batch
 from halo_forge.train.checkpoint import list_checkpoints, verify_checkpoint
 from halo_forge.train.loss import Objective
@@ -99,14 +99,14 @@ def test_patience_stops_the_run_at_the_best_validation(
 def test_a_full_disk_loses_no_checkpoint_and_training_goes_on(
     tiny_tokenizer: PreTrainedTokenizerBase, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, saves = loop.save_weights, iter(range(100))
+    real, saves = saved_state.save_weights, iter(range(100))
 
     def full_at_second(*args: Any) -> None:
         if next(saves) == 1:
             raise OSError(28, "No space left on device")
         real(*args)
 
-    monkeypatch.setattr(loop, "save_weights", full_at_second)
+    monkeypatch.setattr(saved_state, "save_weights", full_at_second)
     prepared = prepared_run(
         tiny_tokenizer, tiny_model_dir, tmp_path / "run", max_steps=6, eval_steps=100, **{"output.save_steps": 2}
     )

@@ -20,7 +20,7 @@ import numpy as np
 
 from halo_forge.chat.batch_encode import EncodedBatch, encode_batch
 from halo_forge.chat.known import known_tokenizer
-from halo_forge.chat.origin import Origin, visible
+from halo_forge.chat.origin import Origin, unmoved_edges, visible
 from halo_forge.chat.reasoning import ReasoningPolicy, require_reasoning, strip_reasoning
 from halo_forge.chat.records import Conversation, Example, Message
 from halo_forge.chat.spans import Span, Turn
@@ -176,9 +176,15 @@ class ChatEncoder:
             message = conversation.messages[segment.message]
             if message.role not in self.other_roles:
                 continue
-            first, _ = tokens.first_token(segment.start)
-            end, extent = segment.end, origin.extent(segment.message)
-            if extent is not None and end == extent[1]:
+            start, end, extent = segment.start, segment.end, origin.extent(segment.message)
+            before, after = unmoved_edges(message.text)
+            if extent is not None and start == extent[0] and tokens.text[:start].endswith(before):
+                start -= len(before)
+            is_last = extent is not None and end == extent[1]
+            if is_last and tokens.text.startswith(after, end):
+                end += len(after)
+            first, _ = tokens.first_token(start)
+            if is_last:
                 following = next((special for special in tokens.specials if special.start >= end), None)
                 if following is not None and not visible(tokens.text[end : following.start]):
                     end = following.end

@@ -96,6 +96,14 @@ def visible(text: str) -> bool:
     return any(_SHIFTS[0][ord(character)] != ord(character) for character in text)
 
 
+def unmoved_edges(text: str) -> tuple[str, str]:
+    """What a text begins and ends with that never moves (quotes, backslashes), without the white space outside."""
+    moves = [_SHIFTS[0][ord(character)] != ord(character) for character in text]
+    if not any(moves):
+        return "", ""
+    return text[: moves.index(True)].lstrip(), text[len(text) - moves[::-1].index(True) :].rstrip()
+
+
 def trace_origin(
     rendered: str,
     messages: list[dict[str, Any]],

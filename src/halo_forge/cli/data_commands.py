@@ -107,7 +107,7 @@ def prepare_command(
     as_json: JsonOption = False,
 ) -> None:
     """Read, check, split and tokenise the rows into the run directory; train nothing."""
-    from halo_forge.cli.train_commands import execute
+    from halo_forge.cli.train_commands import How, execute
 
     flags = given(
         {
@@ -117,4 +117,4 @@ def prepare_command(
         }
     )
     resolved = load_config(config, overrides=overrides or (), flags=flags)
-    execute(resolved, until="data", fresh=fresh, as_json=as_json)
+    execute(resolved, "data", How(fresh=fresh, as_json=as_json))

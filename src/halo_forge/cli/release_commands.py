@@ -28,10 +28,10 @@ def config_of(run: Path) -> Path:
 @told_in_words
 def evaluate_command(run: RunArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Evaluate a trained run against its base model again, for instance with other settings."""
-    from halo_forge.cli.train_commands import execute
+    from halo_forge.cli.train_commands import How, execute
 
     resolved = load_config(config_of(run), overrides=[*(overrides or ()), f"output.dir={run}"])
-    execute(resolved, until="evaluate", as_json=as_json)
+    execute(resolved, "evaluate", How(as_json=as_json))
 
 
 @told_in_words

@@ -27,7 +27,7 @@ def test_a_healthy_run_has_none() -> None:
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_the_frozen_curves_of_real_training_have_none(method: str) -> None:
-    losses = json.loads(CURVES.read_text())[method]
+    losses = json.loads(CURVES.read_text())["curves"][method]
     lines = [{"kind": "train", "step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
     for done in range(1, len(lines) + 1):
         facts = RunFacts(num_steps=len(lines), is_finished=done == len(lines))

@@ -50,7 +50,7 @@ def train_in_two_parts(tokenizer: PreTrainedTokenizerBase, model: Path, output: 
     """12 steps with a stop in step 8, and back to the checkpoint of step 6: what was sent of step 7 is sent again."""
     prepared = prepared_run(tokenizer, model, output, **{"output.trackers": [tracker]}, **CADENCE)
     with pytest.raises(Interrupted):
-        train_now(prepared, check=stopped_after(7))
+        train_now(prepared, check=stopped_after(8))
     assert len(losses(output)) == 7
     notes = notes_of(prepared, resume_from=output / "checkpoint-6")
     assert not [note for note in notes if "tracker" in note], notes
