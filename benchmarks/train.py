@@ -5,7 +5,8 @@
 Contestants, each in a fresh process, turn about, so that what else the machine does slows all of them:
 
     ours         the training step of `halo-forge sft train`, bfloat16 where this machine is faster with it
-    trl_default  SFTTrainer as it comes: batches of 8 padded to the longest, recomputation on, bf16 autocast
+    trl_default  SFTTrainer as it comes: batches of 8 (of 5 for 20 rows a step) padded to the longest, recomputation on,
+                 bf16 autocast
     trl_tuned    SFTTrainer with packing (rows of 2,048 tokens), without recomputation, bf16 autocast
 
 All train SmolLM2-135M-Instruct on the same rows in the same order with the same labels, AdamW at one rate, and clip at
@@ -43,7 +44,9 @@ MAX_LENGTH = 2048
 LORA_RANK, LORA_ALPHA = 16, 32
 RESULTS = Path(__file__).parent / "results" / "train.json"
 PARITY = 0.005
-"""Largest difference of losses, relative: both compute in bfloat16 with other roundings."""
+PARITY_TOKENS = 1000
+"""Largest difference of losses, relative, over so many supervised tokens or more: both compute in bfloat16 with other
+roundings, which average out as 1 / sqrt(tokens). The 25 of eight few-shot rows: 5.4366 in float32, 5.423 ours, 5.474 TRL's."""
 MODEL = "smollm2-135m-instruct"
 
 
@@ -200,7 +203,8 @@ def train_trl(
             "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": max(1, round(per_step * mean / MAX_LENGTH)),
         }
-        plain = {"per_device_train_batch_size": min(8, per_step), "gradient_accumulation_steps": max(1, per_step // 8)}
+        batch = max(size for size in range(1, 9) if per_step % size == 0)  # 8 is the default
+        plain = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": per_step // batch}
         settings = SFTConfig(
             output_dir=out,
             max_steps=num_steps,
@@ -298,8 +302,9 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 def require_parity(runs: dict[str, list[dict[str, Any]]]) -> None:
     """No speed is told of a training that is another one: same rows, same order, same loss in every step."""
     for name in ("trl_default",) if "trl_default" in runs else ():
-        for one, other in zip(runs["ours"][-1]["losses"], runs[name][-1]["losses"], strict=True):
-            if abs(one - other) > PARITY * other:
+        mine, others = runs["ours"][-1], runs[name][-1]
+        for one, other, count in zip(mine["losses"], others["losses"], mine["step_supervised"], strict=True):
+            if abs(one - other) > PARITY * max(1.0, (PARITY_TOKENS / count) ** 0.5) * other:
                 raise SystemExit(f"not the same training: loss {one} of ours, {other} of {name}")
 
 
