@@ -45,11 +45,11 @@ def test_what_only_reads_does_not_import_torch(module: str) -> None:
     assert answer.stdout.strip() == "[]", answer.stdout + answer.stderr
 
 
-def test_help_answers_in_half_a_second() -> None:
-    """The best of several: the first pays for cold files, and the machine has other work."""
+def test_help_takes_little_more_than_the_libraries_it_needs() -> None:
+    """0.4 s of CPU on an idle core, torch alone would be 3. A shared machine slows both alike."""
     command = [Path(sys.executable).with_name("halo-forge"), "--help"]
-    best = min(_cpu_seconds(command) for _ in range(5))
-    assert best < 0.5
+    needed = [sys.executable, "-c", "import typer, rich.console, pydantic, yaml"]
+    assert min(_cpu_seconds(command) / _cpu_seconds(needed) for _ in range(5)) < 5, "2.5 where it was measured"
 
 
 def _cpu_seconds(command: list[Path | str]) -> float:

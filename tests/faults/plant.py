@@ -61,7 +61,7 @@ MUTANTS = [
     Mutant("N15 weights in bfloat16", "train/methods.py", "half = method != \"full\" and compute", "half = compute",
            INVARIANTS + "test_measured_alike.py::test_small_updates_arrive_under_bfloat16"),
     Mutant("N16 keys of other rows stay", "data/files/arrow_rows.py", "            if holds_tools:\n",
-           "            if False:\n", UNIT + "data/test_data_tools.py"),
+           "            if False:\n", UNIT + "data/test_data_tool_keys.py"),
     Mutant("N17 the rate is one step ahead", "train/loop.py", "session.schedule.rate(step)",
            "session.schedule.rate(step + 1)", INVARIANTS + "test_measured_alike.py"),
     Mutant("N17 an epoch drops its last batch", "train/batches.py", "-(-self.num_examples // self.examples_per_step)",

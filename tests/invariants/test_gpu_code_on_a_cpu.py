@@ -427,7 +427,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ 
 
 @needs_compiler
 @pytest.mark.parametrize(
-    "method", [pytest.param("full", marks=pytest.mark.slow), pytest.param("lora with dropout", marks=pytest.mark.soak)]
+    "method", [pytest.param("full", marks=pytest.mark.soak), pytest.param("lora with dropout", marks=pytest.mark.soak)]
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own tracing
 def test_compiled_layers_have_the_gradient_of_uncompiled_ones(
