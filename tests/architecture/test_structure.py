@@ -24,7 +24,7 @@ FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "base", "manager"}
 TORCH_FREE = [
     "halo_forge", "halo_forge.cli.main", "halo_forge.config", "halo_forge.runs", "halo_forge.gate", "halo_forge.data",
     "halo_forge.monitor", "halo_forge.report", "halo_forge.domains", "halo_forge.artifacts", "halo_forge.publish",
-    "halo_forge.chat", "halo_forge.diagnosis",
+    "halo_forge.chat", "halo_forge.diagnosis", "halo_forge.sandbox",
 ]  # fmt: skip
 
 
@@ -87,7 +87,8 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 
 
 def test_nothing_can_run_code_from_a_file() -> None:
-    """No pickle in any form, no remote code: data and models are hostile until shown otherwise."""
+    """No pickle in any form, no remote code: data and models are hostile until shown otherwise. Foreign code is run in
+    one place, by the sandbox's child, behind closed doors."""
     forbidden = re.compile(
         r"torch\.load\(|pickle\.load|joblib\.load|dill\.|allow_pickle\s*=\s*True|trust_remote_code\s*=\s*True"
         r"|yaml\.load\(|\beval\(|\bexec\("
@@ -95,7 +96,7 @@ def test_nothing_can_run_code_from_a_file() -> None:
     for path in FILES:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             found = forbidden.search(line.split("#")[0])
-            allowed = found and re.search(r"\.eval\(", line)
+            allowed = found and (re.search(r"\.eval\(", line) or path == SOURCE / "sandbox" / "child.py")
             assert not found or allowed, f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
 
 
@@ -104,6 +105,7 @@ def test_every_test_file_is_collected() -> None:
     supporting = {
         "conftest.py", "training_runs.py", "synthetic_curves.py", "run_builder.py", "data_builder.py", "fuzz_rows.py",
         "malformed_files.py", "malformed_rows.py", "malformed_table.py", "fault_runs.py", "timing.py", "plant.py",
+        "escape_attempts.py",
     }  # fmt: skip
     for path in sorted((ROOT / "tests").rglob("*.py")):
         if path.name in supporting:
