@@ -65,7 +65,8 @@ class SourceRef:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
     """`id` is the sha256 of the content (not of the source), so equal rows have equal ids.
-    `weight` multiplies the loss of the whole conversation."""
+    `weight` multiplies the loss of the whole conversation. `tests` is what an answer is verified by (verify/row_tests):
+    never shown to a model."""
 
     id: str
     messages: tuple[Message, ...]
@@ -73,6 +74,7 @@ class Conversation:
     tools: tuple[dict[str, Any], ...] = ()
     slices: dict[str, str] = field(default_factory=dict)
     weight: float = 1.0
+    tests: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -241,9 +241,10 @@ def conversation_line(conversation: Conversation) -> bytes:
         messages = ", ".join(map(_message_line, conversation.messages))
         tools = _JSON.encode(list(conversation.tools)) if conversation.tools else "[]"
         slices = _JSON.encode(conversation.slices) if conversation.slices else "{}"
+        tests = f'"tests": {_JSON.encode(conversation.tests)}, ' if conversation.tests is not None else ""
         text = (
             f'{{"id": {quoted(conversation.id)}, "messages": [{messages}], "tools": {tools}, "slices": {slices}, '
-            f'"weight": {_JSON.encode(conversation.weight)}, '
+            f'"weight": {_JSON.encode(conversation.weight)}, {tests}'
             f'"source": {{"path": {quoted(source.path)}, "line": {source.line}}}}}'
         )
     except (ValueError, TypeError) as error:
@@ -301,6 +302,7 @@ def _conversation_from_json(row: dict[str, Any]) -> Conversation:
         tools=tuple(row["tools"]),
         slices=row["slices"],
         weight=row["weight"],
+        tests=row.get("tests"),
         source=SourceRef(path=row["source"]["path"], line=row["source"]["line"]),
     )
 

@@ -1,6 +1,6 @@
 """Any readable input as one JSONL file of OpenAI messages: what `data prepare` understands, written down.
 
-    {"messages": [{"role", "content", "tool_calls"?, ...}], "tools"?, "slices"?, "weight"?}
+    {"messages": [{"role", "content", "tool_calls"?, ...}], "tools"?, "slices"?, "tests"?, "weight"?}
     {"text": ...}                                            a document, for continued pretraining
 
 Rows that cannot be converted are told with their place and left out. Converting the result again gives the same bytes.
@@ -121,6 +121,8 @@ def conversation_row(conversation: Conversation) -> dict[str, Any]:
         row["tools"] = list(conversation.tools)
     if conversation.slices:
         row["slices"] = dict(conversation.slices)
+    if conversation.tests is not None:
+        row["tests"] = conversation.tests
     if conversation.weight != 1.0:
         row["weight"] = conversation.weight
     return row

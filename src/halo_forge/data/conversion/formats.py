@@ -14,7 +14,8 @@
     question_answer      question, answer, optional context
     query_response       query, response
     text                 text: one document, trained whole
-Any row may carry `weight` (a positive number that multiplies its loss) and `slices` ({name: label}).
+Any row may carry `weight` (a positive number that multiplies its loss), `slices` ({name: label}) and `tests` (what
+generated answers are verified by: verify/row_tests.py; never trained).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from halo_forge.errors import DataError, RowError
 
 DETECTED_ROWS = 64
 RESERVED_COLUMNS = ("input_ids", "labels", "attention_mask")
-ROW_COLUMNS = frozenset({"weight", "slices"})
+ROW_COLUMNS = frozenset({"weight", "slices", "tests"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,7 @@ def convert(
     tools = row_tools(with_tools) if "tools" in with_tools or "functions" in with_tools else ()
     conversation = Conversation(
         id=content_sha256(turns, tools), messages=turns, source=SourceRef(path=row.path, line=row.line), tools=tools,
-        slices=_slices(value.get("slices")), weight=_weight(value.get("weight")),
+        slices=_slices(value.get("slices")), weight=_weight(value.get("weight")), tests=_tests(value.get("tests")),
     )  # fmt: skip
     return Converted(
         conversation=conversation, prompt_key=key, fixes=tuple(sorted(fixes)), flags=tuple(sorted(flags)), format=format
@@ -272,6 +273,11 @@ def _weight(raw: Any) -> float:
     if not 0 < weight < math.inf:
         raise RowError("bad_weight", "the row's weight must be a positive number")
     return weight
+
+
+def _tests(raw: Any) -> dict[str, Any] | None:
+    """Only an object can hold tests of ours; what another set keeps in a column of this name is left alone."""
+    return raw if isinstance(raw, dict) and raw else None
 
 
 def _slices(raw: Any) -> dict[str, str]:
