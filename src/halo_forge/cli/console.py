@@ -113,7 +113,9 @@ class Reporter:
         self.console.print(Text(f"    next: {printable(fields['next_action'])}", style="dim"))
 
     def _on_eval_progress(self, fields: Mapping[str, Any]) -> None:
-        self._live(f"answers of the {fields['which']} model", fields["done"], fields["total"], "prompts")
+        self._live(
+            fields.get("title") or f"answers of the {fields['which']} model", fields["done"], fields["total"], "prompts"
+        )
 
     # ---------------------------------------------------------------------------------------------- live line
 

@@ -17,6 +17,7 @@ from halo_forge.cli import (
     init_command,
     plan_command,
     release_commands,
+    sampling_commands,
     train_commands,
 )
 
@@ -67,6 +68,8 @@ def build() -> typer.Typer:
 
     app.command("diagnose")(diagnose_command.diagnose_command)
     app.command("evaluate")(release_commands.evaluate_command)
+    app.command("generate")(sampling_commands.generate_command)
+    app.command("handoff")(sampling_commands.handoff_command)
     app.command("gate")(release_commands.gate_command)
     app.command("publish")(release_commands.publish_command)
     models = make_app("Published versions.")

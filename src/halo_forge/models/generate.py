@@ -1,10 +1,11 @@
-"""Greedy answers for many prompts: sorted by length, left-padded, rows refilled as they finish.
+"""Answers for many prompts, greedy or sampled: sorted by length, left-padded, rows refilled as they finish.
 
 Axes: B rows of the batch, C columns (tokens of the longest live row), L columns of a prefill.
 
-At each step every row takes its most likely token (argmax of the raw logits; no temperature, no repetition penalty,
-whatever generation_config.json says). In float32 the tokens equal `model.generate(do_sample=False)` of each prompt by
-itself. In bfloat16 two tokens can tie within rounding, and then the batch a prompt shares can decide between them.
+Without a Sampling every row takes its most likely token at each step (argmax of the raw logits; no temperature, no
+repetition penalty, whatever generation_config.json says). In float32 the tokens equal
+`model.generate(do_sample=False)` of each prompt by itself. In bfloat16 two tokens can tie within rounding, and then
+the batch a prompt shares can decide between them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from halo_forge.models.forward import keep_going, language_model, padded_attention
 from halo_forge.models.kv_cache import SlotLayer, slot_cache
+from halo_forge.models.sampling import Sampling, sample_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,9 @@ def generate(
     batch_size: int,
     on_finished: Callable[[int, Generation], None] | None = None,
     check: Callable[[], None] = keep_going,
+    sampling: Sampling | None = None,
 ) -> list[Generation]:
-    """One Generation per prompt, in the prompts' order.
+    """One Generation per prompt, in the prompts' order. With `sampling`, prompt i draws by sampling.keys[i].
 
     on_finished(index, generation) is called as each answer is complete, in order of completion. check is called
     before every step and raises Interrupted to stop; what on_finished was given by then is complete.
@@ -75,7 +79,7 @@ def generate(
         finish(index, [], False)
     with torch.no_grad(), padded_attention(inner):
         while queue:
-            _Decoding(inner, prompts, budgets, finish, longest).run(queue, batch_size, check)
+            _Decoding(inner, prompts, budgets, finish, longest, sampling).run(queue, batch_size, check)
     return [finished[index] for index in range(len(prompts))]
 
 
@@ -98,10 +102,13 @@ class _Decoding:
         budgets: Sequence[int],
         finish: Callable[[int, list[int], bool], None],
         longest: int | None,
+        sampling: Sampling | None,
     ) -> None:
         self.model, self.prompts, self.budgets, self.finish = model, prompts, budgets, finish
         self.last_position = None if longest is None else longest - 1
         self.rows: list[_Row] = []
+        self.sampling = sampling
+        self.draws: dict[int, np.random.Generator] = {}
 
     def run(self, queue: deque[int], batch_size: int, check: Callable[[], None]) -> None:
         """Answer prompts of the queue until no row is live; returns with a non-empty queue only when all rows
@@ -140,7 +147,16 @@ class _Decoding:
             logits_to_keep=1,
         ).logits
         next_positions = torch.tensor(lengths, device=device)
-        return cache, mask.to(device), logits[:, -1].argmax(-1), next_positions
+        if self.sampling is not None:
+            self.draws.update({index: self.sampling.draws(index) for index in indices})
+        return cache, mask.to(device), self._choose(logits[:, -1], indices), next_positions
+
+    def _choose(self, logits: torch.Tensor, indices: Sequence[int | None]) -> torch.Tensor:
+        """The next token of each row, int64 [B], from logits [B, V]; rows without a prompt draw nothing."""
+        if self.sampling is None:
+            return logits.argmax(-1)
+        uniform = [0.0 if index is None else float(self.draws[index].random()) for index in indices]
+        return sample_tokens(logits, uniform, self.sampling.temperature, self.sampling.top_p)
 
     def _step(self) -> None:
         """Feed every row its last token and take the next one."""
@@ -156,7 +172,7 @@ class _Decoding:
             use_cache=True,
             logits_to_keep=1,
         ).logits
-        self.next_ids = logits[:, -1].argmax(-1)
+        self.next_ids = self._choose(logits[:, -1], [row.index for row in self.rows])
         self.positions = self.positions + 1
         for row in self.rows:
             row.span += 1
