@@ -14,7 +14,9 @@ from halo_forge.report.wording import item_score, label_of
 Mark = Literal["lost", "both wrong", "won", "both right", "equal"]
 
 # The first of these that was scored decides what "right" means: the strictest reading of the answer's meaning.
-DECISIVE_METRICS = ("json_match", "numeric_match", "exact_match", "schema_valid", "json_valid", "token_f1")
+DECISIVE_METRICS = (
+    "json_match", "numeric_match", "class_accuracy", "exact_match", "schema_valid", "json_valid", "token_f1",
+)  # fmt: skip
 MOST_SHOWN: dict[Mark, int] = {"lost": 6, "both wrong": 6, "won": 6, "both right": 2, "equal": 2}
 FIRST_SHOWN = 5
 PROMPT_CHARS = 700

@@ -58,7 +58,7 @@ def _content(files: RunFiles, holdout_uses: str) -> dict[str, Any]:
     style = _style()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     found = training_findings(files.metrics)
-    comparisons = files.evaluation.comparisons if files.evaluation else ()
+    comparisons = files.evaluation.overall if files.evaluation else ()
     return {
         # Our own file, the only text on the page that is not escaped: its hash must be of the very characters.
         "style": Markup(style),

@@ -180,7 +180,7 @@ def _unfinished_words(files: RunFiles) -> str:
 def headline(files: RunFiles) -> tuple[Tile, ...]:
     tiles = []
     if files.evaluation is not None:
-        for row in _headline_rows(files.evaluation.comparisons):
+        for row in _headline_rows(files.evaluation.overall):
             tiles.append(
                 Tile(
                     label=label_of(row.metric),

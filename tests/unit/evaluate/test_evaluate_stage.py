@@ -19,6 +19,7 @@ from halo_forge.config.schema import Config
 from halo_forge.errors import DataError, Interrupted, OutOfMemory, UsageError
 from halo_forge.evaluate import check_evaluation, evaluate
 from halo_forge.evaluate.items import decode
+from halo_forge.evaluate.metrics import Given
 from halo_forge.models.generate import Prompt, generate
 from halo_forge.runs import RunDirectory, read_artifact, sha256_json
 
@@ -82,8 +83,15 @@ class Stage:
         config = config_with(settings)
         return evaluate(config, self.run, self.prepared, trained(), self.pair, self.tokenizer, notify, check)
 
+    @property
+    def shared_cache(self) -> Path:
+        return self.run.path.parent / "evaluations"
+
     def answers(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.run.file("eval/answers.jsonl").read_text().splitlines()]
+        return self.lines("eval/answers.jsonl")
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.run.file(name).read_text().splitlines()]
 
 
 def config_with(settings: dict[str, Any] | None) -> Config:
@@ -117,9 +125,13 @@ def freeze(run: RunDirectory, conversations: list[Conversation]) -> PreparedData
 
 @pytest.fixture
 def stage(
-    tmp_path: Path, tiny_llama: Callable[..., LlamaForCausalLM], tiny_tokenizer: PreTrainedTokenizerBase
+    tmp_path: Path,
+    tiny_llama: Callable[..., LlamaForCausalLM],
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Stage:
-    """Nine questions whose references are what the tuned model says, and one plain text."""
+    """Nine questions whose references are what the tuned model says, and one plain text; an empty cache."""
+    monkeypatch.setenv("HALO_FORGE_EVALUATIONS", str(tmp_path / "evaluations"))
     pair = Pair(tiny_llama(seed=0), tiny_llama(seed=7))
     drafts = [conversation(f"What is {number} plus {number}?", "draft") for number in range(9)]
     prompts = []
@@ -143,7 +155,7 @@ def stage(
 
 
 def row_of(report: EvalReport, metric: str) -> Comparison:
-    (row,) = [row for row in report.comparisons if row.metric == metric]
+    (row,) = [row for row in report.overall if row.metric == metric]
     return row
 
 
@@ -161,7 +173,7 @@ def test_report_answers_and_baseline_agree(stage: Stage) -> None:
     assert len(answers) == 9
     assert [row["id"] for row in answers] == [row.id for row in stage.conversations[:9]]
     for row in answers:
-        assert set(row) == {"id", "prompt", "reference", "base", "tuned"}
+        assert set(row) == {"id", "prompt", "reference", "slices", "base", "tuned"}
         assert row["prompt"].endswith("<|im_start|>assistant\n")
         for side in (row["base"], row["tuned"]):
             assert set(side) == {"text", "stopped", "num_tokens", "scores"}
@@ -196,7 +208,8 @@ def test_perplexity_counts_every_row_and_goes_down_when_better(stage: Stage) -> 
 def test_metrics_that_do_not_apply_are_left_out_unless_a_rule_reads_them(stage: Stage) -> None:
     names = {row.metric for row in stage.evaluate().comparisons}
     assert names == {
-        "perplexity", "exact_match", "token_f1", "stop_rate", "answer_length", "general_perplexity", "general_kl",
+        "perplexity", "exact_match", "token_f1", "rouge_l", "stop_rate", "repetition", "conciseness", "answer_length",
+        "length_to_reference", "length_to_base", "general_perplexity", "general_kl",
     }  # fmt: skip
     report = stage.evaluate({"gate": {"rules": [{"metric": "numeric_match", "min": 0.5}]}})
     asked = row_of(report, "numeric_match").tuned
@@ -236,7 +249,7 @@ def test_other_weights_or_decoding_are_measured_anew(stage: Stage) -> None:
     shorter = stage.evaluate({"max_new_tokens": 2})
     assert stage.pair.num_calls > 0
     assert row_of(shorter, "answer_length").tuned.value == 2.0
-    assert len(list(stage.run.file("eval/cache").glob("*.jsonl"))) == 2  # only what the last evaluation used
+    assert len(list(stage.run.file("eval/cache").glob("*.jsonl"))) == 1  # only what the last evaluation used
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 9, 14])
@@ -252,8 +265,9 @@ def test_an_interrupted_evaluation_goes_on(stage: Stage, stop_at: int) -> None:
     with pytest.raises(Interrupted):
         stage.evaluate(check=stop)
     assert not stage.run.file("eval/report.json").exists()
-    cached = [path.read_bytes() for path in stage.run.file("eval/cache").glob("*.jsonl")]
-    for path in stage.run.file("eval/cache").glob("*.jsonl"):
+    caches = [*stage.run.file("eval/cache").glob("*.jsonl"), *stage.shared_cache.glob("*.jsonl")]
+    cached = [path.read_bytes() for path in caches]
+    for path in caches:
         with open(path, "ab") as file:
             file.write(b'{"key": "torn')
     resumed = stage.evaluate()
@@ -348,7 +362,7 @@ def test_a_schema_is_measured_and_a_bad_one_is_refused_before_any_model(stage: S
     with pytest.raises(UsageError, match="not JSON"):
         stage.evaluate({"json_schema": str(schema)})
     assert stage.pair.entered == []
-    assert check_evaluation(config_with(None)) is None
+    assert check_evaluation(config_with(None)) == (Given(), ())
 
 
 def test_spent_memory_is_told_in_words(stage: Stage) -> None:
