@@ -232,6 +232,15 @@ def next_lines(files: RunFiles) -> tuple[str, ...]:
     return (f"halo-forge run {shlex.quote(str(files.path / 'config.resolved.yaml'))}",)
 
 
+def slice_rows(files: RunFiles) -> tuple[Comparison, ...]:
+    """The headline's metrics over each slice."""
+    if files.evaluation is None:
+        return ()
+    metrics = [row.metric for row in _headline_rows(files.evaluation.overall)]
+    slices = [row for row in files.evaluation.comparisons if row.slice != "all"]
+    return tuple(row for metric in metrics for row in slices if row.metric == metric)
+
+
 def _headline_rows(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The most telling share and the perplexity, where they were measured."""
     measured = {row.metric: row for row in comparisons if row.tuned.value is not None and row.base.value is not None}
