@@ -45,6 +45,8 @@ def test_a_torn_line_costs_no_other_writers_result(tmp_path: Path) -> None:
     path = tmp_path / "shared.jsonl"
     with AnswerCache(path) as cache:
         cache.keep("before", nll_sum=1.0)
+        with AnswerCache(path) as other:
+            assert other.nll_sum("before") == 1.0  # a result is on the disk as soon as it is known
         with open(path, "ab") as killed:
             killed.write(b'\n{"key": "torn", "nll_s')
         cache.keep("after", nll_sum=2.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Sequence
@@ -301,3 +302,13 @@ def test_a_scorers_file_that_is_not_there_or_does_not_run(tmp_path: Path, scorer
     scorer_file.write_text("import no_such_module_anywhere")
     with pytest.raises(UsageError, match="cannot be run: ModuleNotFoundError"):
         load_scorers([f"{scorer_file}:polite"])
+
+
+def test_the_scorer_of_the_examples_scores_their_rows() -> None:
+    examples = Path(__file__).resolve().parents[3] / "examples"
+    (scorer,) = load_scorers([f"{examples / 'scorers.py'}:arguments_named"])
+    row = json.loads((examples / "docstring_json.jsonl").read_text().splitlines()[0])
+    reference = row["messages"][-1]["content"]
+    assert own_score(scorer, reference, reference, ROW) == 1.0
+    assert own_score(scorer, '{"args": ["dir"]}', reference, ROW) == 0.5
+    assert own_score(scorer, "It has two arguments.", reference, ROW) == 0.0

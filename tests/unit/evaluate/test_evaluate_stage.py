@@ -401,7 +401,8 @@ def test_slices_stand_beside_the_whole_and_are_of_their_rows(stage: Stage) -> No
     assert min(nats) <= (perplexity.tuned.value or 0) <= max(nats)
     assert stage.answers()[0]["slices"] == labels[0]
     baseline = json.loads(stage.run.file("baseline_metrics.json").read_text())
-    assert baseline["exact_match"] == found["all"].tuned.value
+    assert baseline["perplexity"] == row_of(report, "perplexity").tuned.value != perplexity.tuned.value
+    assert baseline["base"]["perplexity"] == row_of(report, "perplexity").base.value
     assert {row.slice for row in stage.evaluate({"slices": False}).comparisons} == {"all"}
 
 
