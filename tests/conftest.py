@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,15 +34,14 @@ TINY_CORPUS = [
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_prepared_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Prepared data of tests is kept apart from the user's, also that of commands which tests start."""
-    before = os.environ.get("HALO_FORGE_PREPARED")
-    os.environ["HALO_FORGE_PREPARED"] = str(tmp_path_factory.mktemp("store") / "prepared")
-    yield
-    if before is None:
-        del os.environ["HALO_FORGE_PREPARED"]
-    else:
-        os.environ["HALO_FORGE_PREPARED"] = before
+def own_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prepared data and answers of base models of tests are kept apart from the user's, also those of commands which
+    tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        directory = tmp_path_factory.mktemp("store")
+        patch.setenv("HALO_FORGE_PREPARED", str(directory / "prepared"))
+        patch.setenv("HALO_FORGE_EVALUATIONS", str(directory / "evaluations"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -196,7 +196,8 @@ class Measurement(Record):
     """One number with its evidence. `low`/`high` bound the stated confidence interval; n counts items.
 
     A metric that could not be computed keeps its place with value None and a status that says so: not measured is
-    not zero and is not a pass.
+    not zero and is not a pass. `slice` is "all", or "source=NAME", "domain=NAME", "prompt_length=short" and the like.
+    `subsampled`: fewer items than there are were measured, by choice; such a number never decides a gate alone.
     """
 
     metric: str
@@ -208,10 +209,16 @@ class Measurement(Record):
     slice: str = "all"
     direction: Direction = "higher"
     note: str | None = None
+    standard_error: float | None = None
+    subsampled: bool = False
 
 
 class Comparison(Record):
-    """Base against tuned on the same items. `delta` is tuned - base; wins and losses count items that changed."""
+    """Base against tuned on the same items. `delta` is tuned - base; wins and losses count items that changed.
+
+    `p_value` is two-sided, of no difference between the two, by the named `test`. A comparison of a slice carries the
+    slice in all three measurements, and stands beside the one of all items.
+    """
 
     metric: str
     base: Measurement
@@ -219,11 +226,19 @@ class Comparison(Record):
     delta: Measurement
     wins: int = 0
     losses: int = 0
+    p_value: float | None = None
+    test: str | None = None  # "McNemar exact", "paired bootstrap"
+
+    @property
+    def slice(self) -> str:
+        return self.delta.slice
 
 
 class EvalReport(Artifact):
-    """`answers` is a JSONL path relative to the run directory, one line an item:
-    {"id", "prompt", "reference", "base": {"text", "stopped", "num_tokens", "scores"}, "tuned": {...}}."""
+    """`answers` and `flips` are JSONL paths relative to the run directory. `answers` has one line an item:
+    {"id", "prompt", "reference", "slices", "base": {"text", "stopped", "num_tokens", "scores"}, "tuned": {...}};
+    `flips` one for each item whose yes/no score changed: {"id", "metric", "outcome": "won" or "lost", "line": of
+    `answers`, from 1}. `notes` says what was left out and why, for instance slices with too few items."""
 
     num_items: int
     num_scored: int  # items with generated answers; fewer than num_items when evaluation.max_prompts cut them
@@ -234,6 +249,13 @@ class EvalReport(Artifact):
     weights_sha256: str
     holdout_sha256: str
     time_s: float
+    flips: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def overall(self) -> tuple[Comparison, ...]:
+        """The comparisons over all items; those of slices are left out."""
+        return tuple(row for row in self.comparisons if row.slice == "all")
 
 
 # ------------------------------------------------------------------------------------------------ gate

@@ -90,8 +90,8 @@ def run(
     """
     resolved = for_this_machine(resolve(config), notify)
     settings = resolved.config
-    require_known_metrics(settings.gate)
-    check_evaluation(settings)
+    _, own_scorers = check_evaluation(settings)
+    require_known_metrics(settings.gate, [scorer.name for scorer in own_scorers])
     check_method(settings)
     require_trackers(settings.output.trackers)
     if launch is not None and launch.node_rank > 0:
@@ -321,8 +321,8 @@ def plan(config: Config | ResolvedConfig | str | Path, *, num_processes: int = 1
     """Check the configuration, the rows and the masks in a temporary directory. Raises what `run` would raise."""
     resolved = resolve(config)
     settings = resolved.config
-    require_known_metrics(settings.gate)
-    check_evaluation(settings)
+    _, own_scorers = check_evaluation(settings)
+    require_known_metrics(settings.gate, [scorer.name for scorer in own_scorers])
     check_method(settings)
     require_trackers(settings.output.trackers)
     with tempfile.TemporaryDirectory() as scratch, RunDirectory.open(Path(scratch)) as directory:

@@ -208,6 +208,26 @@ def test_the_finished_page_has_every_section_and_no_complaint(finished_page: Pat
     assert seen.complaints == []
 
 
+def test_every_flip_leads_to_its_answers(finished_page: Path, tmp_path: Path) -> None:
+    """A click on a link of the flips, as the browser does it: the answer stands in view, also out of a fold."""
+    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", finished_page.read_text(encoding="utf-8"))
+    look = """onload = () => setTimeout(() => {
+        const links = [...document.querySelectorAll('.flips a')]
+        const bad = links.filter(link => {
+            link.click()
+            const place = document.querySelector(link.getAttribute('href'))
+            const folds = []
+            for (let at = place; at; at = at.parentElement) if (at.tagName == 'DETAILS' && !at.open) folds.push(at)
+            return !place || folds.length
+        })
+        document.title = links.length + ' links, ' + bad.length + ' lead nowhere'
+    }, 100)"""
+    page = tmp_path / "clicked.html"
+    page.write_text(html.replace("</body>", f"<script>{look}</script></body>"), encoding="utf-8")
+    title = visit(page, tmp_path / "profile").title
+    assert re.fullmatch(r"[1-9]\d* links, 0 lead nowhere", title), title
+
+
 def test_hostile_answers_are_inert(hostile_page: Path, tmp_path: Path) -> None:
     seen = visit(hostile_page, tmp_path / "profile")
     assert seen.title == "run · PASS · halo-forge run report"

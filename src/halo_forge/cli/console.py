@@ -177,7 +177,7 @@ def render_report(console: Console, record: EvalReport) -> None:
     table.add_column(f"holdout, n = {record.num_items}", no_wrap=True)
     for heading in ("base", "tuned", "change", "won/lost"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in record.comparisons:
+    for row in record.overall:
         table.add_row(
             row.metric,
             _measured(row.base),
@@ -186,7 +186,7 @@ def render_report(console: Console, record: EvalReport) -> None:
             f"{row.wins}/{row.losses}",
         )
     console.print(table)
-    general = [row.tuned.n for row in record.comparisons if row.metric.startswith("general_")]
+    general = [row.tuned.n for row in record.overall if row.metric.startswith("general_")]
     texts = f"; general_*: {general[0]} texts that come with halo-forge" if general else ""
     console.print(Text(f"  second lines: {record.confidence:.0%} confidence intervals{texts}", style="dim"))
 

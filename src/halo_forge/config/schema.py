@@ -315,6 +315,12 @@ class EvaluationSection(Section):
     batch_size: PositiveInt = 16
     json_schema: str | None = None
     """A JSON Schema file that answers must satisfy."""
+    regex: str | None = None
+    """A regular expression that should be found in answers."""
+    scorers: list[str] = []
+    """Own metrics, each `path/to/file.py:function`: the file's code is run."""
+    slices: bool | list[str] = True
+    """Also compare by source, row label and length; a list names which."""
     sample_prompts: Annotated[int, Field(ge=0)] = 3
     """Validation prompts that are answered at every validation, kept in samples.jsonl; 0 answers none."""
     sample_tokens: PositiveInt = 48

@@ -40,6 +40,7 @@ PATH_KEYS = (
     "data.holdout_file",
     "output.dir",
     "evaluation.json_schema",
+    "evaluation.scorers",
     "publish.registry",
 )
 
@@ -302,9 +303,12 @@ def _contradictions(config: Config, values: Mapping[str, Any]) -> Iterator[Contr
         if rule.min is not None and rule.max is not None and rule.min > rule.max:
             message = f"rule {number} of gate.rules can never hold: min {rule.min:g} is above max {rule.max:g}"
             yield ("gate.rules",), message, None
-        if rule.metric == "schema_valid" and config.evaluation.json_schema is None:
-            message = f"rule {number} of gate.rules reads schema_valid, and evaluation.json_schema names no schema"
+        if rule.metric.startswith("schema_valid") and config.evaluation.json_schema is None:
+            message = f"rule {number} of gate.rules reads {rule.metric}, and evaluation.json_schema names no schema"
             yield ("gate.rules", "evaluation.json_schema"), message, "evaluation.json_schema: FILE"
+        if rule.metric == "regex_match" and config.evaluation.regex is None:
+            message = f"rule {number} of gate.rules reads regex_match, and evaluation.regex is not given"
+            yield ("gate.rules", "evaluation.regex"), message, "evaluation.regex: EXPRESSION"
 
 
 def _unsafe(values: Mapping[str, Any]) -> Iterator[Contradiction]:

@@ -2,13 +2,20 @@
 
 One append-only JSONL file per (weights, decoding, code). A line is {"key", "token_ids", "stopped"} or
 {"key", "nll_sum"}, with "kl_sum" for a general text; the key is a hash of everything the result depends on beside what
-the file is named after. A torn line, as a power cut leaves it, is skipped.
+the file is named after. The base's files lie in a directory that all runs share, so several processes may write to one
+at the same time: each result is one write to the end of the file, between line breaks of its own, so that neither
+another writer nor the torn line of a killed one or a power cut can damage it. What is torn is skipped.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,17 +42,47 @@ WRAPPERS = (".base_layer", ".original_module", ".token_adapter")
 """Parts that adapters put into the names of the base's own weights."""
 
 
+MAX_SHARED_MODELS = 24
+"""Base models, each with one decoding and code, whose results stay; the one used longest ago goes first."""
+
+
+def shared_directory(otherwise: Path) -> Path:
+    """Where all runs keep what base models said: $HALO_FORGE_EVALUATIONS, or `evaluations` in the cache. `otherwise`
+    where that cannot be written."""
+    from halo_forge.models.embedded import cache_directory
+
+    named = os.environ.get("HALO_FORGE_EVALUATIONS")
+    directory = Path(named).expanduser() if named else cache_directory() / "evaluations"
+    with suppress(OSError):
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):  # permissions do not tell of a read-only disk
+            return directory
+    return otherwise
+
+
+def forget_oldest(directory: Path, used: Iterable[Path]) -> None:
+    """Leave the MAX_SHARED_MODELS files that were used last, `used` among them. Another process may do the same."""
+    for path in used:
+        with suppress(OSError):
+            os.utime(path)
+    ages = []
+    for path in directory.glob("*.jsonl"):
+        with suppress(OSError):
+            ages.append((path.stat().st_mtime, path))
+    for _, path in sorted(ages, reverse=True)[MAX_SHARED_MODELS:]:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".safetensors").unlink(missing_ok=True)
+
+
 class AnswerCache:
-    """Results of one model. Opened once per evaluation, by the holder of the run directory."""
+    """Results of one model."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._results = _read_results(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        is_torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - held until close()
-        if is_torn:
-            self._file.write("\n")
+        # Unbuffered: each result is one write, and the system puts it at the end whoever else writes.
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - held until close()
 
     def __enter__(self) -> AnswerCache:
         return self
@@ -71,8 +108,9 @@ class AnswerCache:
 
     def keep(self, key: str, **result: Any) -> None:
         self._results[key] = result
-        self._file.write(json.dumps({"key": key, **result}) + "\n")
-        self._file.flush()
+        line = f"\n{json.dumps({'key': key, **result})}\n".encode()
+        if self._file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
 
 def _read_results(path: Path) -> dict[str, dict[str, Any]]:

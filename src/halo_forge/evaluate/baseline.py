@@ -17,10 +17,10 @@ from halo_forge.config.schema import Config
 
 def baseline_metrics(config: Config, trained: TrainedModel, report: EvalReport) -> dict[str, Any]:
     """The content of baseline_metrics.json."""
-    numbers = {row.metric: row.tuned.value for row in report.comparisons if _is_number(row.tuned)}
+    numbers = {row.metric: row.tuned.value for row in report.overall if _is_number(row.tuned)}
     return {
         **numbers,
-        "base": {row.metric: row.base.value for row in report.comparisons if _is_number(row.base)},
+        "base": {row.metric: row.base.value for row in report.overall if _is_number(row.base)},
         "metadata": {
             "model": trained.model_name,
             "method": trained.method,
@@ -29,9 +29,9 @@ def baseline_metrics(config: Config, trained: TrainedModel, report: EvalReport) 
             "validation_loss": _finite(trained.validation_loss),
             "validation_perplexity": _perplexity(trained.validation_loss),
             "benchmark_scores": numbers,
-            "num_items": {row.metric: row.tuned.n for row in report.comparisons if _is_number(row.tuned)},
+            "num_items": {row.metric: row.tuned.n for row in report.overall if _is_number(row.tuned)},
             "not_measured": {
-                row.metric: row.tuned.note for row in report.comparisons if not _is_number(row.tuned)
+                row.metric: row.tuned.note for row in report.overall if not _is_number(row.tuned)
             },
             "training_date": trained.provenance.created_at,
             "training_duration_s": trained.train_time_s,

@@ -11,24 +11,29 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jsonschema.protocols import Validator
 from transformers import PreTrainedTokenizerBase
 
-from halo_forge.artifacts import EvalReport, PreparedData, TrainedModel
+from halo_forge.artifacts import Comparison, EvalReport, PreparedData, TrainedModel
 from halo_forge.config.schema import Config
 from halo_forge.errors import OutOfMemory
+from halo_forge.evaluate.answer_cache import forget_oldest, shared_directory
 from halo_forge.evaluate.baseline import baseline_metrics
-from halo_forge.evaluate.compare import Scored, compare_metrics, not_compared, score_items
+from halo_forge.evaluate.compare import Comparing, compare_metrics, not_compared
+from halo_forge.evaluate.flips import flip_lines
 from halo_forge.evaluate.items import Item, conversations_to_items, read_holdout
-from halo_forge.evaluate.json_answers import load_schema
 from halo_forge.evaluate.measure import Measured, Measuring, measure_model
+from halo_forge.evaluate.metrics import METRICS, Answer, Given, OwnScorer, load_scorers
+from halo_forge.evaluate.metrics.formats import compile_pattern
+from halo_forge.evaluate.metrics.json_answers import load_schema
 from halo_forge.evaluate.retention import (
+    Retention,
     base_predictions,
     general_examples,
     general_texts_sha256,
     measure_retention,
 )
-from halo_forge.evaluate.scorers import METRICS, Answer
+from halo_forge.evaluate.score import Scored, score_items
+from halo_forge.evaluate.slices import slice_items
 from halo_forge.evaluate.statistics import Resampling
 from halo_forge.models.forward import keep_going
 from halo_forge.runs import (
@@ -43,7 +48,7 @@ from halo_forge.runs import (
     write_json,
 )
 
-REPORT, ANSWERS, CACHE = "eval/report.json", "eval/answers.jsonl", "eval/cache"
+REPORT, ANSWERS, FLIPS, CACHE = "eval/report.json", "eval/answers.jsonl", "eval/flips.jsonl", "eval/cache"
 ALWAYS_MEASURED = ("perplexity", "exact_match", "token_f1", "stop_rate", "answer_length")
 
 
@@ -65,34 +70,71 @@ def evaluate(
     notify: Notify = silent,
     check: Callable[[], None] = keep_going,
 ) -> EvalReport:
-    """Measure base and tuned on the run's holdout; write eval/report.json, eval/answers.jsonl (the answered items) and
-    baseline_metrics.json.
+    """Measure base and tuned on the run's holdout; write eval/report.json, eval/answers.jsonl (the answered items),
+    eval/flips.jsonl (which of them were won and lost) and baseline_metrics.json.
 
-    An interrupted evaluation goes on where it stopped, and one that is repeated computes nothing anew: answers and
-    likelihoods are kept in eval/cache. An empty holdout gives a report in which nothing is measured.
+    An interrupted evaluation goes on where it stopped, and one that is repeated computes nothing anew: what the tuned
+    model says is kept in eval/cache, what the base says in the cache that all runs share. An empty holdout gives a
+    report in which nothing is measured.
     check   raises Interrupted when the process should stop; asked before every batch and every decoding step
-    Raises DataError for a changed holdout, UsageError for a bad schema file, OutOfMemory.
+    Raises DataError for a changed holdout, UsageError for a bad schema, expression or scorer, OutOfMemory.
     """
     start = time.perf_counter()
-    validator = check_evaluation(config)
+    given, own = check_evaluation(config)
     conversations = read_holdout(run, prepared)
+    report = _report(config, prepared, trained, own)
     if not conversations:
         notify("note", {"text": "the holdout is empty: nothing is measured"})
-        report = _report(config, prepared, trained, num_items=0, num_scored=0)
-        report = report.model_copy(update={"comparisons": _nothing_compared(config)})
-        return _write(config, run, trained, report, "", start)
-    items, notes = conversations_to_items(conversations, config, prepared, tokenizer)
-    for note in notes:
+        report = report.model_copy(update={"comparisons": _nothing_compared(config, own)})
+        return _write(config, run, trained, report, ("", ""), start)
+    asked = conversations_to_items(conversations, config, prepared, tokenizer)
+    items = asked.items
+    for note in asked.notes:
         notify("note", {"text": note})
     how = Measuring(
         settings=config.evaluation,
         precision=trained.precision,
         tokenizer=tokenizer,
         cache_directory=run.file(CACHE),
+        shared_cache=shared_directory(otherwise=run.file(CACHE)),
         notify=notify,
         check=check,
     )
-    texts = general_examples(tokenizer, prepared.max_seq_length)
+    base, tuned, general = _measure_both(models, items, prepared, how)
+    scored = score_items(items, base, tuned, given, own)
+    sliced = slice_items(items, config.evaluation.slices)
+    resampling = Resampling(config.evaluation.confidence, config.evaluation.bootstrap_samples, config.training.seed)
+    comparing = Comparing(resampling, sliced.masks, asked.is_subsampled)
+    report = report.model_copy(
+        update={
+            "num_items": len(items),
+            "num_scored": sum(item.prompt is not None for item in items),
+            "comparisons": compare_metrics(scored, base, tuned, general, comparing, wanted=_wanted_metrics(config)),
+            "decoding": {**report.decoding, "dtype": tuned.dtype},
+            "notes": (*asked.notes, *sliced.notes),
+        }
+    )
+    written = _answer_lines(items, base, tuned, scored), flip_lines(items, scored)
+    report = _write(config, run, trained, report, written, start)
+    _forget_other_caches(how, {base.cache, tuned.cache})
+    return report
+
+
+def check_evaluation(config: Config) -> tuple[Given, tuple[OwnScorer, ...]]:
+    """Refuse a schema, an expression or a scorer that cannot be used, with a UsageError that names it; for the start of
+    a run, before anything is trained. Returns what to score by."""
+    settings = config.evaluation
+    given = Given(
+        validator=load_schema(settings.json_schema) if settings.json_schema else None,
+        pattern=compile_pattern(settings.regex) if settings.regex is not None else None,
+    )
+    return given, load_scorers(settings.scorers)
+
+
+def _measure_both(
+    models: ModelPair, items: Sequence[Item], prepared: PreparedData, how: Measuring
+) -> tuple[Measured, Measured, Retention | None]:
+    texts = general_examples(how.tokenizer, prepared.max_seq_length)
     with _memory_told_in_words():
         with models.base() as model:
             base = measure_model(model, "base", items, how)
@@ -100,54 +142,44 @@ def evaluate(
         with models.tuned() as model:
             tuned = measure_model(model, "tuned", items, how)
             general = measure_retention(model, texts, said, tuned.cache, how) if said else None
-    scored = score_items(items, base, tuned, validator)
-    num_scored = sum(item.prompt is not None for item in items)
-    report = _report(config, prepared, trained, num_items=len(items), num_scored=num_scored)
-    resampling = Resampling(config.evaluation.confidence, config.evaluation.bootstrap_samples, config.training.seed)
-    comparisons = compare_metrics(scored, base, tuned, general, resampling, wanted=_wanted_metrics(config))
-    decoding = {**report.decoding, "dtype": tuned.dtype}
-    report = report.model_copy(update={"comparisons": comparisons, "decoding": decoding})
-    report = _write(config, run, trained, report, _answer_lines(items, base, tuned, scored), start)
-    _forget_other_caches(run, {base.cache, tuned.cache})
-    return report
-
-
-def check_evaluation(config: Config) -> Validator | None:
-    """Refuse a schema file that cannot be used, with a UsageError that names it; for the start of a run, before
-    anything is trained. Returns the validator, or None without a schema."""
-    return load_schema(config.evaluation.json_schema) if config.evaluation.json_schema else None
+    return base, tuned, general
 
 
 def _wanted_metrics(config: Config) -> frozenset[str]:
     return frozenset(rule.metric for rule in config.gate.rules)
 
 
-def _nothing_compared(config: Config) -> Any:
+def _nothing_compared(config: Config, own: Sequence[OwnScorer]) -> tuple[Comparison, ...]:
     names = [name for name in METRICS if name in ALWAYS_MEASURED or name in _wanted_metrics(config)]
-    return tuple(not_compared(name, "not_measured", "the holdout is empty") for name in names)
+    reason = "the holdout is empty"
+    return (
+        *(not_compared(name, "not_measured", reason) for name in names),
+        *(not_compared(scorer.name, "not_measured", reason, direction=scorer.direction) for scorer in own),
+    )
 
 
-def _report(
-    config: Config, prepared: PreparedData, trained: TrainedModel, *, num_items: int, num_scored: int
-) -> EvalReport:
+def _report(config: Config, prepared: PreparedData, trained: TrainedModel, own: Sequence[OwnScorer]) -> EvalReport:
     """The report without its numbers."""
+    settings = config.evaluation
     holdout = prepared.splits.get("holdout")
     holdout_sha256 = holdout.sha256 if holdout is not None else ""
     inputs = {"holdout": holdout_sha256, "weights": trained.weights_sha256, "general_texts": general_texts_sha256()}
-    if config.evaluation.json_schema:
-        inputs["json_schema"] = sha256_file(Path(config.evaluation.json_schema))
+    if settings.json_schema:
+        inputs["json_schema"] = sha256_file(Path(settings.json_schema))
+    inputs |= {f"scorer {scorer.name}": sha256_file(scorer.path) for scorer in own}
     return EvalReport(
         provenance=provenance(sha256_json(config.to_dict()), inputs),
-        num_items=num_items,
-        num_scored=num_scored,
-        confidence=config.evaluation.confidence,
+        num_items=0,
+        num_scored=0,
+        confidence=settings.confidence,
         decoding={
             "strategy": "greedy",
-            "max_new_tokens": config.evaluation.max_new_tokens,
-            "batch_size": config.evaluation.batch_size,
+            "max_new_tokens": settings.max_new_tokens,
+            "batch_size": settings.batch_size,
         },
         comparisons=(),
         answers=ANSWERS,
+        flips=FLIPS,
         weights_sha256=trained.weights_sha256,
         holdout_sha256=holdout_sha256,
         time_s=0.0,
@@ -155,11 +187,12 @@ def _report(
 
 
 def _write(
-    config: Config, run: RunDirectory, trained: TrainedModel, report: EvalReport, answers: str, start: float
+    config: Config, run: RunDirectory, trained: TrainedModel, report: EvalReport, written: tuple[str, str], start: float
 ) -> EvalReport:
-    """Answers first, the report last: where there is a report, all that it speaks of is there."""
+    """Answers and flips first, the report last: where there is a report, all that it speaks of is there."""
     report = report.model_copy(update={"time_s": time.perf_counter() - start})
-    write_atomic(run.file(ANSWERS), answers)
+    for name, lines in zip((ANSWERS, FLIPS), written, strict=True):
+        write_atomic(run.file(name), lines)
     write_json(run.file("baseline_metrics.json"), baseline_metrics(config, trained, report))
     write_artifact(run.file(REPORT), report)
     return report
@@ -175,6 +208,7 @@ def _answer_lines(items: Sequence[Item], base: Measured, tuned: Measured, scored
             "id": item.id,
             "prompt": item.prompt_text,
             "reference": item.reference,
+            "slices": dict(item.labels),
             "base": _answer_record(base_answer, _item_scores(index, base, scored.base)),
             "tuned": _answer_record(tuned_answer, _item_scores(index, tuned, scored.tuned)),
         }
@@ -206,10 +240,12 @@ def _answer_record(answer: Answer, scores: dict[str, float]) -> dict[str, Any]:
     return {"text": answer.text, "stopped": answer.stopped, "num_tokens": answer.num_tokens, "scores": scores}
 
 
-def _forget_other_caches(run: RunDirectory, used: set[Path]) -> None:
-    for path in run.file(CACHE).iterdir():
+def _forget_other_caches(how: Measuring, used: set[Path]) -> None:
+    for path in how.cache_directory.iterdir():
         if path.with_suffix(".jsonl") not in used:
             path.unlink()
+    if how.shared_cache != how.cache_directory:
+        forget_oldest(how.shared_cache, used)
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,13 +20,34 @@ from halo_forge.runs import RunDirectory, sha256_file
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
     """example None: the row's answer cannot be measured. prompt None: no answer is generated (a plain text, a row
-    without a question, or one beyond evaluation.max_prompts); then prompt_text and reference are empty."""
+    without a question, or one beyond evaluation.max_prompts); then prompt_text and reference are empty.
+    labels: the row's slices, its source among them; source and line: where the row was read."""
 
     id: str
     example: Example | None
     prompt: Prompt | None
     prompt_text: str = ""
     reference: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+    line: int = 0
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What a scorer is told of it."""
+        return {
+            "id": self.id, "source": self.source, "line": self.line, "prompt": self.prompt_text,
+            "slices": dict(self.labels),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The items; what could not be measured, in words; whether evaluation.max_prompts left rows unanswered."""
+
+    items: list[Item]
+    notes: list[str]
+    is_subsampled: bool
 
 
 def read_holdout(run: RunDirectory, prepared: PreparedData) -> list[Conversation]:
@@ -52,8 +74,8 @@ def check_unchanged(run: RunDirectory, split: SplitReport) -> None:
 
 def conversations_to_items(
     conversations: Sequence[Conversation], config: Config, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Item], list[str]]:
-    """One item per row, in order, and what could not be measured, in words.
+) -> Asked:
+    """One item per row, in order.
 
     The likelihood counts the last answer of each row (all of a plain text). When evaluation.max_prompts cuts the rows
     that are answered, the ones with the smallest content hash are taken: the same ones in any order of the file.
@@ -72,17 +94,21 @@ def conversations_to_items(
     items = []
     for index, conversation in enumerate(conversations):
         question = _question(conversation, tokenizer, lost) if index in chosen else None
-        if question is None:
-            items.append(Item(id=conversation.id, example=examples[index], prompt=None))
-            continue
-        prompt, reference = question
-        text = decode(tokenizer, list(prompt.token_ids))
+        prompt, reference = question or (None, "")
         items.append(
             Item(
-                id=conversation.id, example=examples[index], prompt=prompt, prompt_text=text, reference=reference
+                id=conversation.id,
+                example=examples[index],
+                prompt=prompt,
+                prompt_text=decode(tokenizer, list(prompt.token_ids)) if prompt is not None else "",
+                reference=reference,
+                labels=conversation.slices,
+                source=conversation.source.path,
+                line=conversation.source.line,
             )
-        )  # fmt: skip
-    return items, [f"{count} holdout rows could not be used: {code}" for code, count in lost.items()]
+        )
+    notes = [f"{count} holdout rows could not be used: {code}" for code, count in lost.items()]
+    return Asked(items, notes, len(chosen) < len(asked))
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:

@@ -16,7 +16,7 @@ from halo_forge.config.schema import EvaluationSection
 from halo_forge.evaluate.answer_cache import AnswerCache, cache_name, example_key, prompt_key
 from halo_forge.evaluate.heldout import answer_nll
 from halo_forge.evaluate.items import Item, decode
-from halo_forge.evaluate.scorers import Answer
+from halo_forge.evaluate.metrics import Answer
 from halo_forge.models.forward import Precision, language_model
 from halo_forge.models.generate import Generation, generate
 from halo_forge.runs import Notify
@@ -39,12 +39,14 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measuring:
-    """How to measure: the same for base and tuned."""
+    """How to measure: the same for base and tuned. What the base says is kept in `shared_cache`, for all runs that
+    start from it; what the tuned model says in the run's own `cache_directory`."""
 
     settings: EvaluationSection
     precision: Precision
     tokenizer: PreTrainedTokenizerBase
     cache_directory: Path
+    shared_cache: Path
     notify: Notify
     check: Callable[[], None]
 
@@ -56,7 +58,8 @@ def measure_model(
     in the cache."""
     dtype = str(language_model(model).dtype).removeprefix("torch.")
     keyed_on = {"max_new_tokens": how.settings.max_new_tokens, "dtype": dtype, "precision": how.precision}
-    path = how.cache_directory / cache_name(model, keyed_on, adapters=which == "tuned")
+    directory = how.shared_cache if which == "base" else how.cache_directory
+    path = directory / cache_name(model, keyed_on, adapters=which == "tuned")
     with AnswerCache(path) as cache:
         nll_sums, num_tokens = _measure_likelihoods(model, items, cache, how)
         answers = _measure_answers(model, which, items, cache, how)

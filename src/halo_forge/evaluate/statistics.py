@@ -13,17 +13,23 @@ everything else the bootstrap over items, with the tail level widened from the n
 
 Base and tuned are always resampled with the same indices: an item brings both its values. Everything is a pure
 function of its arguments; the same seed gives the same interval. Axes: N items, K models, R resamples.
+
+Beside each interval stands a standard error (of a mean, the sample's over sqrt(N); of a ratio, the resamples' spread)
+and beside each difference the p-value of a paired test (`paired_tests.py`).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from halo_forge.evaluate.metrics.labels import macro_f1
+from halo_forge.evaluate.paired_tests import BOOTSTRAP, MCNEMAR, bootstrap_p_value, mcnemar_p_value
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 
@@ -49,7 +55,8 @@ class Resampling:
 
 @dataclass(frozen=True, slots=True)
 class PairedEstimate:
-    """Two models on the same items. An interval is None where the evidence gives none (a single item)."""
+    """Two models on the same items. An interval, an error or a p-value is None where the evidence gives none (a single
+    item). errors: standard errors of base, tuned and delta."""
 
     base: float
     tuned: float
@@ -57,6 +64,17 @@ class PairedEstimate:
     base_interval: Interval | None
     tuned_interval: Interval | None
     delta_interval: Interval | None
+    errors: tuple[float | None, float | None, float | None] = (None, None, None)
+    p_value: float | None = None
+    test: str | None = None
+
+
+def errors_of_means(base: FloatArray, tuned: FloatArray) -> tuple[float | None, float | None, float | None]:
+    """Standard errors of the means of base, tuned and their difference, [N] each: sample deviation over sqrt(N)."""
+    if len(base) < 2:
+        return None, None, None
+    spread = [float(values.std(ddof=1)) / math.sqrt(len(base)) for values in (base, tuned, tuned - base)]
+    return spread[0], spread[1], spread[2]
 
 
 # ------------------------------------------------------------------------------------------------ yes/no scores
@@ -123,6 +141,9 @@ def compare_rates(base: FloatArray, tuned: FloatArray, confidence: float) -> Pai
         base_interval=wilson_interval(base.sum(), n, confidence),
         tuned_interval=wilson_interval(tuned.sum(), n, confidence),
         delta_interval=newcombe_paired_interval(base, tuned, confidence),
+        errors=errors_of_means(base, tuned),
+        p_value=mcnemar_p_value(int((tuned > base).sum()), int((tuned < base).sum())),
+        test=MCNEMAR,
     )
 
 
@@ -138,6 +159,7 @@ def compare_means(
     point, and so does the difference when no item's difference varies.
     """
     estimate = _compare_ratios(np.stack([base, tuned]), np.ones(len(base)), resampling, exponential=False)
+    estimate = replace(estimate, errors=errors_of_means(base, tuned))
     if not bounded:
         return estimate
     n, confidence = len(base), resampling.confidence
@@ -151,7 +173,7 @@ def compare_means(
         delta_interval = _square_and_add(
             estimate.delta, (estimate.base, base_wilson), (estimate.tuned, tuned_wilson), correlation=0.0
         )
-    return PairedEstimate(estimate.base, estimate.tuned, estimate.delta, bounds[0], bounds[1], delta_interval)
+    return replace(estimate, base_interval=bounds[0], tuned_interval=bounds[1], delta_interval=delta_interval)
 
 
 def compare_perplexities(
@@ -163,13 +185,12 @@ def compare_perplexities(
     return _compare_ratios(np.stack([base_nll, tuned_nll]), num_tokens.astype(np.float64), resampling, exponential=True)
 
 
-def compare_per_token(
-    base_sums: FloatArray, tuned_sums: FloatArray, num_tokens: npt.NDArray[np.int64], resampling: Resampling
+def compare_ratios(
+    base_sums: FloatArray, tuned_sums: FloatArray, weights: npt.NDArray[np.int64] | FloatArray, resampling: Resampling
 ) -> PairedEstimate:
-    """total / total tokens of two models on the same items, resampled as perplexities are."""
-    return _compare_ratios(
-        np.stack([base_sums, tuned_sums]), num_tokens.astype(np.float64), resampling, exponential=False
-    )
+    """total / total weight of two models on the same items, resampled as perplexities are: nats per token, words of
+    answers per word of the references."""
+    return _compare_ratios(np.stack([base_sums, tuned_sums]), weights.astype(np.float64), resampling, exponential=False)
 
 
 def _compare_ratios(
@@ -191,7 +212,56 @@ def _compare_ratios(
         accelerated_interval(base, replicates[:, 0], left_out[:, 0], resampling.confidence),
         accelerated_interval(tuned, replicates[:, 1], left_out[:, 1], resampling.confidence),
         percentile_interval(replicates[:, 1] - replicates[:, 0], len(weights), resampling.confidence),
+        errors=_errors_of_replicates(replicates, len(weights)),
+        p_value=bootstrap_p_value(replicates[:, 1] - replicates[:, 0], len(weights)),
+        test=BOOTSTRAP,
     )
+
+
+def compare_labels(base: FloatArray, tuned: FloatArray, expected: FloatArray, resampling: Resampling) -> PairedEstimate:
+    """Macro F1 of two models on the same items, one-hot [N, L] each; percentiles of the paired bootstrap, and Wilson's
+    interval where no resample varies."""
+    n = len(expected)
+    once = np.ones((1, n))
+    values = [float(macro_f1(once, said, expected)[0]) for said in (base, tuned)]
+    if n < 2:
+        return PairedEstimate(values[0], values[1], values[1] - values[0], None, None, None)
+    generator = np.random.default_rng(resampling.seed)
+    chunk = max(1, INDICES_PER_CHUNK // n)
+    parts = []
+    for start in range(0, resampling.num_samples, chunk):
+        size = min(chunk, resampling.num_samples - start)
+        counts = generator.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
+        parts.append(np.stack([macro_f1(counts, said, expected) for said in (base, tuned)], axis=1))
+    replicates = np.concatenate(parts)  # [R, K]
+    intervals = [
+        wilson_interval(value * n, n, resampling.confidence)
+        if np.ptp(column) == 0
+        else percentile_interval(column, n, resampling.confidence)
+        for value, column in zip(values, replicates.T, strict=True)
+    ]
+    delta = replicates[:, 1] - replicates[:, 0]
+    delta_interval = (
+        _square_and_add(
+            values[1] - values[0], (values[0], intervals[0]), (values[1], intervals[1]), correlation=0.0
+        )
+        if np.ptp(delta) == 0
+        else percentile_interval(delta, n, resampling.confidence)
+    )  # fmt: skip
+    return PairedEstimate(
+        values[0], values[1], values[1] - values[0], intervals[0], intervals[1], delta_interval,
+        _errors_of_replicates(replicates, n), bootstrap_p_value(delta, n), BOOTSTRAP,
+    )  # fmt: skip
+
+
+def _errors_of_replicates(replicates: FloatArray, n: int) -> tuple[float | None, float | None, float | None]:
+    """Standard errors of base, tuned and their difference from bootstrap replicates [R, K] of n >= 2 items."""
+    widened = math.sqrt(n / (n - 1))
+    with np.errstate(invalid="ignore"):
+        columns = (replicates[:, 0], replicates[:, 1], replicates[:, 1] - replicates[:, 0])
+        found = [float(column.std()) * widened for column in columns]
+    told = [error if math.isfinite(error) else None for error in found]
+    return told[0], told[1], told[2]
 
 
 def resampled_ratios(sums: FloatArray, weights: FloatArray, resampling: Resampling) -> FloatArray:

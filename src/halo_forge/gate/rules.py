@@ -7,27 +7,27 @@ from collections.abc import Collection, Sequence
 
 from halo_forge.config.schema import GateRule, GateSection
 from halo_forge.errors import ConfigError, ConfigProblem
+from halo_forge.metrics import METRIC_FACTS
 
-SHARES = frozenset(
-    {"exact_match", "token_f1", "json_valid", "json_match", "schema_valid", "numeric_match", "stop_rate"}
-)  # fmt: skip
+SHARES = frozenset(name for name, fact in METRIC_FACTS.items() if fact.is_share)
 """Metrics from 0 to 1."""
-UNDIRECTED = frozenset({"answer_length", "general_kl"})
+UNDIRECTED = frozenset(name for name, fact in METRIC_FACTS.items() if fact.direction == "none")
 """Metrics of which neither more nor less is better."""
-KNOWN_METRICS = SHARES | UNDIRECTED | {"perplexity", "general_perplexity"}
-"""Every metric the evaluation can report. The gate stands beside the evaluation, not on it, so the names are written
-down in both; a test holds them equal."""
+KNOWN_METRICS = frozenset(METRIC_FACTS)
+"""Every metric the evaluation can report of itself; a user's scorers add theirs."""
 
 
-def check_rules(rules: Sequence[GateRule]) -> list[str]:
-    """What is wrong with the rules, one sentence each, in their order; empty when they can be judged."""
-    return [problem for number, rule in enumerate(rules, start=1) for problem in _rule_problems(number, rule)]
+def check_rules(rules: Sequence[GateRule], also: Collection[str] = ()) -> list[str]:
+    """What is wrong with the rules, one sentence each, in their order; empty when they can be judged. also: metrics
+    beside our own, those of evaluation.scorers."""
+    return [problem for number, rule in enumerate(rules, start=1) for problem in _rule_problems(number, rule, also)]
 
 
-def _rule_problems(number: int, rule: GateRule) -> list[str]:
+def _rule_problems(number: int, rule: GateRule, also: Collection[str]) -> list[str]:
     place = f"rule {number} of gate.rules"
-    if rule.metric not in KNOWN_METRICS:
-        return [f"{place}: {unknown_metric(rule.metric, KNOWN_METRICS)}"]
+    known = KNOWN_METRICS.union(also)
+    if rule.metric not in known:
+        return [f"{place}: {unknown_metric(rule.metric, known)}"]
     problems = []
     if rule.metric in UNDIRECTED and rule.min_delta is not None:
         problems.append(f"{place}: {rule.metric} has no better direction, so min_delta says nothing; use min and max")
@@ -46,8 +46,8 @@ def unknown_metric(name: str, known: Collection[str]) -> str:
     return f"there is no metric {name!r}{hint}"
 
 
-def require_known_metrics(section: GateSection) -> None:
+def require_known_metrics(section: GateSection, also: Collection[str] = ()) -> None:
     """ConfigError with every problem of the section's rules, for the start of a run."""
-    problems = check_rules(section.rules)
+    problems = check_rules(section.rules, also)
     if problems:
         raise ConfigError([ConfigProblem(message=text, where="gate.rules") for text in problems])

@@ -222,7 +222,7 @@ def _evaluation(facts: CardFacts) -> str:
     lines += [
         f"| {escape(row.metric)} | {_number(row.base)} | {_number(row.tuned)} | {_number(row.delta, sign=True)} "
         f"| {row.tuned.n:,} |"
-        for row in report.comparisons
+        for row in report.overall
     ]
     return "\n".join(lines)
 

@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from halo_forge.report.read_run import AnsweredItem, GivenAnswer
+from halo_forge.report.read_run import AnsweredItem, Flip, GivenAnswer
 from halo_forge.report.visible import Clipped, Difference, clip, difference
 from halo_forge.report.wording import item_score, label_of
 
 Mark = Literal["lost", "both wrong", "won", "both right", "equal"]
 
 # The first of these that was scored decides what "right" means: the strictest reading of the answer's meaning.
-DECISIVE_METRICS = ("json_match", "numeric_match", "exact_match", "schema_valid", "json_valid", "token_f1")
+DECISIVE_METRICS = (
+    "json_match", "numeric_match", "class_accuracy", "exact_match", "schema_valid", "json_valid", "token_f1",
+)  # fmt: skip
 MOST_SHOWN: dict[Mark, int] = {"lost": 6, "both wrong": 6, "won": 6, "both right": 2, "equal": 2}
 FIRST_SHOWN = 5
+MOST_LINKED = 20
+"""Items won, and items lost, of one metric whose answers stand on the page."""
 PROMPT_CHARS = 700
 ANSWER_CHARS = 900
 
@@ -52,7 +56,37 @@ class SideBySide:
     num_items: int
 
 
-def side_by_side(items: Sequence[AnsweredItem]) -> SideBySide | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlippedMetric:
+    """Items of one yes/no metric that changed: how many, and the numbers of those that are shown."""
+
+    label: str
+    num_won: int
+    num_lost: int
+    won: tuple[int, ...]
+    lost: tuple[int, ...]
+
+
+def flipped(items: Sequence[AnsweredItem], flips: Sequence[Flip]) -> tuple[FlippedMetric, ...]:
+    """In the order of the file. A flip of an answer that could not be read is counted and has no number."""
+    metrics = []
+    for name in dict.fromkeys(flip.metric for flip in flips):
+        numbers: dict[bool, list[int]] = {True: [], False: []}
+        totals: Counter[bool] = Counter()
+        for flip in flips:
+            if flip.metric == name:
+                totals[flip.won] += 1
+                if 1 <= flip.line <= len(items) and items[flip.line - 1].id == flip.id:
+                    numbers[flip.won].append(flip.line)
+        won, lost = (tuple(numbers[side][:MOST_LINKED]) for side in (True, False))
+        metrics.append(
+            FlippedMetric(label=label_of(name), num_won=totals[True], num_lost=totals[False], won=won, lost=lost)
+        )
+    return tuple(metrics)
+
+
+def side_by_side(items: Sequence[AnsweredItem], flips: Sequence[FlippedMetric] = ()) -> SideBySide | None:
+    """Some items of each mark, and all that a flip links to."""
     if not items:
         return None
     metric = decisive_metric(items)
@@ -62,6 +96,9 @@ def side_by_side(items: Sequence[AnsweredItem]) -> SideBySide | None:
     for wanted, most in MOST_SHOWN.items():
         chosen = [index for index, mark in enumerate(marks) if mark == wanted][:most]
         shown.extend(_shown_item(index + 1, marks[index], items[index], (begins, ends)) for index in chosen)
+    linked = {number for metric in flips for number in (*metric.won, *metric.lost)} - {item.number for item in shown}
+    shown.extend(_shown_item(number, marks[number - 1], items[number - 1], (begins, ends)) for number in sorted(linked))
+    shown.sort(key=lambda item: list(MOST_SHOWN).index(item.mark))
     counts = Counter(marks)
     return SideBySide(
         metric=label_of(metric) if metric else "",

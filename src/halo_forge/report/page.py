@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from halo_forge.report import wording
-from halo_forge.report.answers import FIRST_SHOWN, side_by_side
+from halo_forge.report.answers import FIRST_SHOWN, flipped, side_by_side
 from halo_forge.report.charts import interval_row, length_strip, loss_chart, rate_chart, source_chart
 from halo_forge.report.data_charts import small_share
 from halo_forge.report.data_section import data_part
@@ -27,6 +27,7 @@ from halo_forge.report.sections import (
     mask_views,
     next_lines,
     reproduce_lines,
+    slice_rows,
     stages,
     training_facts,
 )
@@ -58,7 +59,8 @@ def _content(files: RunFiles, holdout_uses: str) -> dict[str, Any]:
     style = _style()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     found = training_findings(files.metrics)
-    comparisons = files.evaluation.comparisons if files.evaluation else ()
+    flips = flipped(files.answers, files.flips)
+    comparisons = files.evaluation.overall if files.evaluation else ()
     return {
         # Our own file, the only text on the page that is not escaped: its hash must be of the very characters.
         "style": Markup(style),
@@ -86,7 +88,9 @@ def _content(files: RunFiles, holdout_uses: str) -> dict[str, Any]:
         "rate_chart": rate_chart(files.metrics.learning_rate),
         "training_facts": training_facts(files),
         "comparisons": [(row, interval_row(row)) for row in comparisons],
-        "answers": side_by_side(files.answers),
+        "slice_rows": slice_rows(files),
+        "flips": flips,
+        "answers": side_by_side(files.answers, flips),
         "num_answers_open": FIRST_SHOWN,
         "fingerprints": fingerprints(files),
         "chosen_settings": chosen_settings(files),

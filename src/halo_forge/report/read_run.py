@@ -78,6 +78,16 @@ class AnsweredItem:
     tuned: GivenAnswer
 
 
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """An item whose yes/no score changed. `line` of answers.jsonl, from 1."""
+
+    metric: str
+    won: bool
+    id: str
+    line: int
+
+
 @dataclass(slots=True, kw_only=True)
 class RunFiles:
     path: Path
@@ -90,6 +100,7 @@ class RunFiles:
     metrics: Metrics = field(default_factory=Metrics)
     masks: list[MaskSample] = field(default_factory=list)
     answers: list[AnsweredItem] = field(default_factory=list)
+    flips: list[Flip] = field(default_factory=list)
     samples: list[SampleAnswer] = field(default_factory=list)
     ledger: LedgerDigest = field(default_factory=LedgerDigest)
     problems: list[str] = field(default_factory=list)
@@ -114,6 +125,7 @@ def read_run(run: RunDirectory) -> RunFiles:
     files.metrics = read_metrics(run.file("metrics.jsonl"), files.problems)
     files.masks = _read_masks(run.file("data/mask_samples.json"), files.problems)
     files.answers = _read_answers(run.file("eval/answers.jsonl"), files.problems)
+    files.flips = _read_flips(run.file("eval/flips.jsonl"), files.problems)
     files.samples = _read_samples(run.file("samples.jsonl"), files.problems)
     files.ledger = read_ledger(run.file("data/ledger.jsonl"), files.problems)
     return files
@@ -237,6 +249,19 @@ def _read_answers(path: Path, problems: list[str]) -> list[AnsweredItem]:
     if num_bad:
         problems.append(f"{num_bad} lines of {path.name} are not answers of base and tuned; they are left out")
     return items
+
+
+def _read_flips(path: Path, problems: list[str]) -> list[Flip]:
+    flips, num_bad = [], 0
+    for row in _lines(path, problems):
+        try:
+            outcome = {"won": True, "lost": False}[row["outcome"]]
+            flips.append(Flip(str(row["metric"]), outcome, str(row["id"]), int(row["line"])))
+        except (TypeError, ValueError, KeyError, OverflowError):
+            num_bad += 1
+    if num_bad:
+        problems.append(f"{num_bad} lines of {path.name} say of no answer that it was won or lost; they are left out")
+    return flips
 
 
 def _text(value: Any) -> str:

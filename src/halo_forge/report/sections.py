@@ -180,7 +180,7 @@ def _unfinished_words(files: RunFiles) -> str:
 def headline(files: RunFiles) -> tuple[Tile, ...]:
     tiles = []
     if files.evaluation is not None:
-        for row in _headline_rows(files.evaluation.comparisons):
+        for row in _headline_rows(files.evaluation.overall):
             tiles.append(
                 Tile(
                     label=label_of(row.metric),
@@ -230,6 +230,15 @@ def next_lines(files: RunFiles) -> tuple[str, ...]:
     if files.prepared is None or not (files.path / "config.resolved.yaml").is_file():
         return ()
     return (f"halo-forge run {shlex.quote(str(files.path / 'config.resolved.yaml'))}",)
+
+
+def slice_rows(files: RunFiles) -> tuple[Comparison, ...]:
+    """The headline's metrics over each slice."""
+    if files.evaluation is None:
+        return ()
+    metrics = [row.metric for row in _headline_rows(files.evaluation.overall)]
+    slices = [row for row in files.evaluation.comparisons if row.slice != "all"]
+    return tuple(row for metric in metrics for row in slices if row.metric == metric)
 
 
 def _headline_rows(comparisons: Sequence[Comparison]) -> list[Comparison]:

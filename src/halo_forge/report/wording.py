@@ -7,32 +7,20 @@ from datetime import datetime
 from typing import Literal
 
 from halo_forge.artifacts import Comparison, Measurement
+from halo_forge.metrics import METRIC_FACTS
 
 Scale = Literal["share", "number"]
 
-# metric -> (label, scale). A metric that is not here is shown under its own name as a plain number.
-METRICS: dict[str, tuple[str, Scale]] = {
-    "perplexity": ("Perplexity", "number"),
-    "exact_match": ("Exact match", "share"),
-    "token_f1": ("Word overlap (F1)", "share"),
-    "json_valid": ("Valid JSON", "share"),
-    "json_match": ("Same JSON value", "share"),
-    "schema_valid": ("Fits the JSON schema", "share"),
-    "numeric_match": ("Right final number", "share"),
-    "stop_rate": ("Ends by itself", "share"),
-    "answer_length": ("Answer length in tokens", "number"),
-    "general_perplexity": ("Perplexity of general texts", "number"),
-    "general_kl": ("Distance from the base on general texts (KL)", "number"),
-}
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "none": "no better direction"}
 
 
 def label_of(metric: str) -> str:
-    return METRICS[metric][0] if metric in METRICS else metric
+    """A metric that is not ours is shown under its own name."""
+    return METRIC_FACTS[metric].label if metric in METRIC_FACTS else metric
 
 
 def scale_of(metric: str) -> Scale:
-    return METRICS[metric][1] if metric in METRICS else "number"
+    return "share" if metric in METRIC_FACTS and METRIC_FACTS[metric].is_share else "number"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -98,7 +86,7 @@ def outcome(row: Comparison) -> Literal["better", "worse", "unproven", "neither"
 
 def item_score(metric: str, score: float) -> str:
     """The score of one answer: yes or no where it is one."""
-    if scale_of(metric) == "share" and score in (0.0, 1.0) and metric != "token_f1":
+    if metric in METRIC_FACTS and METRIC_FACTS[metric].kind == "rate":
         return "yes" if score else "no"
     return number(score)
 

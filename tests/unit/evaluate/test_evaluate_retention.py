@@ -37,7 +37,7 @@ def texts(tiny_tokenizer: PreTrainedTokenizerBase) -> list[Example]:
 def how(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerBase) -> Measuring:
     return Measuring(
         settings=EvaluationSection(), precision="float32", tokenizer=tiny_tokenizer, cache_directory=tmp_path,
-        notify=lambda event, fields: None, check=lambda: None,
+        shared_cache=tmp_path, notify=lambda event, fields: None, check=lambda: None,
     )  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def test_it_stops_when_told_to(tiny_llama: Build, texts: list[Example], how: Mea
 
     told = Measuring(
         settings=how.settings, precision="float32", tokenizer=how.tokenizer, cache_directory=how.cache_directory,
-        notify=how.notify, check=stop,
+        shared_cache=how.shared_cache, notify=how.notify, check=stop,
     )  # fmt: skip
     with pytest.raises(Interrupted):
         base_predictions(tiny_llama(seed=0), texts, how.cache_directory / "base.jsonl", told)

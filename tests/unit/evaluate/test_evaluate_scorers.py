@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from halo_forge.errors import UsageError
-from halo_forge.evaluate.json_answers import is_json_document, load_schema, schema_valid
-from halo_forge.evaluate.scorers import (
-    METRICS,
-    Answer,
-    exact_match,
+from halo_forge.evaluate.metrics import METRICS, Answer, Given
+from halo_forge.evaluate.metrics.json_answers import (
+    is_json_document,
     json_match,
     json_valid,
-    numeric_match,
-    token_f1,
-    words_of,
+    load_schema,
+    schema_valid,
 )
+from halo_forge.evaluate.metrics.numbers import numeric_match
+from halo_forge.evaluate.metrics.overlap import exact_match, token_f1, words_of
 
 
 def test_exact_match_strips_only_the_ends() -> None:
@@ -120,14 +120,14 @@ def test_numeric_match(text: str, reference: str, expected: float | None) -> Non
 
 def test_metrics_say_when_they_do_not_apply() -> None:
     json_rows, prose_rows = ['{"a": 1}', "[1]"], ["one", "two", "{}"]
-    assert METRICS["json_valid"].inapplicable(json_rows, False) is None
-    assert METRICS["json_valid"].inapplicable([*json_rows, "one", "two"], False) is None  # half is enough
-    assert "1 of 3" in (METRICS["json_match"].inapplicable(prose_rows, False) or "")
-    assert METRICS["json_valid"].inapplicable([], False) is not None
-    assert "0 of 3" in (METRICS["numeric_match"].inapplicable(prose_rows, False) or "")
-    assert METRICS["numeric_match"].inapplicable(["#### 1"], False) is None
-    assert METRICS["schema_valid"].inapplicable(prose_rows, False) is not None
-    assert METRICS["schema_valid"].inapplicable(prose_rows, True) is None
+    assert METRICS["json_valid"].inapplicable(json_rows, Given()) is None
+    assert METRICS["json_valid"].inapplicable([*json_rows, "one", "two"], Given()) is None  # half is enough
+    assert "1 of 3" in (METRICS["json_match"].inapplicable(prose_rows, Given()) or "")
+    assert METRICS["json_valid"].inapplicable([], Given()) is not None
+    assert "0 of 3" in (METRICS["numeric_match"].inapplicable(prose_rows, Given()) or "")
+    assert METRICS["numeric_match"].inapplicable(["#### 1"], Given()) is None
+    assert METRICS["schema_valid"].inapplicable(prose_rows, Given()) is not None
+    assert METRICS["schema_valid"].inapplicable(prose_rows, Given(validator=Draft202012Validator({}))) is None
 
 
 def test_length_and_stopping_come_from_the_answer() -> None:
@@ -135,8 +135,8 @@ def test_length_and_stopping_come_from_the_answer() -> None:
     scores = {name: METRICS[name].score for name in ("stop_rate", "answer_length")}
     assert scores["stop_rate"] is not None
     assert scores["answer_length"] is not None
-    assert scores["stop_rate"](answer, "", None) == 0
-    assert scores["answer_length"](answer, "", None) == 7
+    assert scores["stop_rate"](answer, "", Given()) == 0
+    assert scores["answer_length"](answer, "", Given()) == 7
 
 
 def write_schema(path: Path, schema: object) -> str:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,10 @@ from halo_forge.config.schema import Config
 from halo_forge.errors import DataError, Interrupted, OutOfMemory, UsageError
 from halo_forge.evaluate import check_evaluation, evaluate
 from halo_forge.evaluate.items import decode
+from halo_forge.evaluate.metrics import Given
+from halo_forge.gate.judge import judge_rules
 from halo_forge.models.generate import Prompt, generate
-from halo_forge.runs import RunDirectory, read_artifact, sha256_json
+from halo_forge.runs import RunDirectory, read_artifact, sha256_file, sha256_json
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
@@ -82,8 +84,15 @@ class Stage:
         config = config_with(settings)
         return evaluate(config, self.run, self.prepared, trained(), self.pair, self.tokenizer, notify, check)
 
+    @property
+    def shared_cache(self) -> Path:
+        return self.run.path.parent / "evaluations"
+
     def answers(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.run.file("eval/answers.jsonl").read_text().splitlines()]
+        return self.lines("eval/answers.jsonl")
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.run.file(name).read_text().splitlines()]
 
 
 def config_with(settings: dict[str, Any] | None) -> Config:
@@ -117,9 +126,13 @@ def freeze(run: RunDirectory, conversations: list[Conversation]) -> PreparedData
 
 @pytest.fixture
 def stage(
-    tmp_path: Path, tiny_llama: Callable[..., LlamaForCausalLM], tiny_tokenizer: PreTrainedTokenizerBase
+    tmp_path: Path,
+    tiny_llama: Callable[..., LlamaForCausalLM],
+    tiny_tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Stage:
-    """Nine questions whose references are what the tuned model says, and one plain text."""
+    """Nine questions whose references are what the tuned model says, and one plain text; an empty cache."""
+    monkeypatch.setenv("HALO_FORGE_EVALUATIONS", str(tmp_path / "evaluations"))
     pair = Pair(tiny_llama(seed=0), tiny_llama(seed=7))
     drafts = [conversation(f"What is {number} plus {number}?", "draft") for number in range(9)]
     prompts = []
@@ -143,7 +156,7 @@ def stage(
 
 
 def row_of(report: EvalReport, metric: str) -> Comparison:
-    (row,) = [row for row in report.comparisons if row.metric == metric]
+    (row,) = [row for row in report.overall if row.metric == metric]
     return row
 
 
@@ -161,7 +174,7 @@ def test_report_answers_and_baseline_agree(stage: Stage) -> None:
     assert len(answers) == 9
     assert [row["id"] for row in answers] == [row.id for row in stage.conversations[:9]]
     for row in answers:
-        assert set(row) == {"id", "prompt", "reference", "base", "tuned"}
+        assert set(row) == {"id", "prompt", "reference", "slices", "base", "tuned"}
         assert row["prompt"].endswith("<|im_start|>assistant\n")
         for side in (row["base"], row["tuned"]):
             assert set(side) == {"text", "stopped", "num_tokens", "scores"}
@@ -196,7 +209,8 @@ def test_perplexity_counts_every_row_and_goes_down_when_better(stage: Stage) -> 
 def test_metrics_that_do_not_apply_are_left_out_unless_a_rule_reads_them(stage: Stage) -> None:
     names = {row.metric for row in stage.evaluate().comparisons}
     assert names == {
-        "perplexity", "exact_match", "token_f1", "stop_rate", "answer_length", "general_perplexity", "general_kl",
+        "perplexity", "exact_match", "token_f1", "rouge_l", "stop_rate", "repetition", "conciseness", "answer_length",
+        "length_to_reference", "length_to_base", "general_perplexity", "general_kl",
     }  # fmt: skip
     report = stage.evaluate({"gate": {"rules": [{"metric": "numeric_match", "min": 0.5}]}})
     asked = row_of(report, "numeric_match").tuned
@@ -236,7 +250,7 @@ def test_other_weights_or_decoding_are_measured_anew(stage: Stage) -> None:
     shorter = stage.evaluate({"max_new_tokens": 2})
     assert stage.pair.num_calls > 0
     assert row_of(shorter, "answer_length").tuned.value == 2.0
-    assert len(list(stage.run.file("eval/cache").glob("*.jsonl"))) == 2  # only what the last evaluation used
+    assert len(list(stage.run.file("eval/cache").glob("*.jsonl"))) == 1  # only what the last evaluation used
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 9, 14])
@@ -252,8 +266,9 @@ def test_an_interrupted_evaluation_goes_on(stage: Stage, stop_at: int) -> None:
     with pytest.raises(Interrupted):
         stage.evaluate(check=stop)
     assert not stage.run.file("eval/report.json").exists()
-    cached = [path.read_bytes() for path in stage.run.file("eval/cache").glob("*.jsonl")]
-    for path in stage.run.file("eval/cache").glob("*.jsonl"):
+    caches = [*stage.run.file("eval/cache").glob("*.jsonl"), *stage.shared_cache.glob("*.jsonl")]
+    cached = [path.read_bytes() for path in caches]
+    for path in caches:
         with open(path, "ab") as file:
             file.write(b'{"key": "torn')
     resumed = stage.evaluate()
@@ -348,7 +363,7 @@ def test_a_schema_is_measured_and_a_bad_one_is_refused_before_any_model(stage: S
     with pytest.raises(UsageError, match="not JSON"):
         stage.evaluate({"json_schema": str(schema)})
     assert stage.pair.entered == []
-    assert check_evaluation(config_with(None)) is None
+    assert check_evaluation(config_with(None)) == (Given(), ())
 
 
 def test_spent_memory_is_told_in_words(stage: Stage) -> None:
@@ -360,3 +375,121 @@ def test_spent_memory_is_told_in_words(stage: Stage) -> None:
     stage.pair.base = full  # type: ignore[method-assign]
     with pytest.raises(OutOfMemory, match=r"evaluation\.batch_size"):
         stage.evaluate()
+
+
+# ---------------------------------------------------------------------------------------------- slices, flips, scorers
+
+
+def with_labels(stage: Stage, rows: list[Conversation], labels: list[dict[str, str]]) -> None:
+    rows = [replace(row, slices=label) for row, label in zip(rows, labels, strict=True)]
+    stage.prepared = freeze(stage.run, rows)
+
+
+def test_slices_stand_beside_the_whole_and_are_of_their_rows(stage: Stage) -> None:
+    rows = stage.conversations[:9] * 3
+    labels = [{"source": "faq" if index < 12 else "chat", "domain": "law"} for index in range(27)]
+    with_labels(stage, rows, labels)
+    report = stage.evaluate()
+    found = {row.slice: row for row in report.comparisons if row.metric == "exact_match"}
+    assert list(found) == ["all", *sorted(set(found) - {"all"})]
+    assert (found["source=faq"].tuned.n, found["source=chat"].tuned.n) == (12, 15)
+    assert "domain=law" not in found  # all items
+    perplexity = next(
+        row for row in report.comparisons if (row.metric, row.slice) == ("perplexity", "source=faq")
+    )  # fmt: skip
+    nats = [row["tuned"]["scores"]["perplexity"] for row in stage.answers()[:12]]
+    assert min(nats) <= (perplexity.tuned.value or 0) <= max(nats)
+    assert stage.answers()[0]["slices"] == labels[0]
+    baseline = json.loads(stage.run.file("baseline_metrics.json").read_text())
+    assert baseline["perplexity"] == row_of(report, "perplexity").tuned.value != perplexity.tuned.value
+    assert baseline["base"]["perplexity"] == row_of(report, "perplexity").base.value
+    assert {row.slice for row in stage.evaluate({"slices": False}).comparisons} == {"all"}
+
+
+def test_flips_name_the_line_of_their_answers(stage: Stage) -> None:
+    row = row_of(stage.evaluate(), "exact_match")
+    flips = [flip for flip in stage.lines("eval/flips.jsonl") if flip["metric"] == "exact_match"]
+    assert sum(flip["outcome"] == "won" for flip in flips) == row.wins == 9
+    answers = stage.answers()
+    for flip in flips:
+        answer = answers[flip["line"] - 1]
+        assert answer["id"] == flip["id"]
+        assert (answer["base"]["scores"]["exact_match"], answer["tuned"]["scores"]["exact_match"]) == (0, 1)
+    metrics = {flip["metric"] for flip in stage.lines("eval/flips.jsonl")}
+    assert metrics <= {"exact_match", "stop_rate"}  # yes/no metrics only
+
+
+def test_fewer_prompts_than_rows_are_subsampled_and_the_perplexity_is_not(stage: Stage) -> None:
+    report = stage.evaluate({"max_prompts": 4})
+    assert {row.metric for row in report.comparisons if row.tuned.subsampled} == {
+        "exact_match", "token_f1", "rouge_l", "stop_rate", "repetition", "conciseness", "answer_length",
+        "length_to_reference", "length_to_base",
+    }  # fmt: skip
+    assert not any(row.tuned.subsampled for row in stage.evaluate({"max_prompts": 9}).comparisons)
+
+
+def test_every_number_has_an_error_and_every_difference_a_test(stage: Stage) -> None:
+    for row in stage.evaluate().overall:
+        assert row.delta.standard_error is not None, row.metric
+        assert (row.p_value is None) == (row.test is None) == (row.metric == "general_kl")
+    lengths = row_of(stage.evaluate(), "length_to_base")
+    assert (lengths.base.value, lengths.tuned.direction) == (1.0, "none")
+
+
+def test_a_users_scorer_is_a_metric_that_the_gate_knows(stage: Stage, tmp_path: Path) -> None:
+    scorer = tmp_path / "brand.py"
+    scorer.write_text("def short(answer, reference, row):\n    return len(answer) < 10_000\n")
+    rules = {"rules": [{"metric": "short", "min": 0.5}], "min_items": 5}
+    settings = {"scorers": [f"{scorer}:short"], "gate": rules}
+    report = stage.evaluate(dict(settings))
+    row = row_of(report, "short")
+    assert (row.tuned.value, row.tuned.n, row.test) == (1.0, 9, "McNemar exact")
+    assert report.provenance.inputs["scorer short"] == sha256_file(scorer)
+    verdict, _ = judge_rules(config_with(dict(settings)).gate, report)
+    assert verdict == "PASS"
+    assert stage.answers()[0]["tuned"]["scores"]["short"] == 1.0
+    assert json.loads(stage.run.file("baseline_metrics.json").read_text())["short"] == 1.0
+
+
+def test_a_scorer_that_raises_fails_its_metric_alone(stage: Stage, tmp_path: Path) -> None:
+    scorer = tmp_path / "brand.py"
+    scorer.write_text("def short(answer, reference, row):\n    return {}[row['id']]\n")
+    report = stage.evaluate({"scorers": [f"{scorer}:short"], "gate": {"rules": [{"metric": "short", "min": 0.5}]}})
+    row = row_of(report, "short")
+    assert (row.tuned.status, row.tuned.value) == ("failed", None)
+    assert (row.tuned.note or "").startswith(f"brand.py:short raised on item {stage.conversations[0].id}: KeyError")
+    assert row_of(report, "exact_match").tuned.value == 1.0
+
+
+# ---------------------------------------------------------------------------------------------- the shared cache
+
+
+def another_run(stage: Stage, tmp_path: Path, name: str) -> Stage:
+    run = RunDirectory(tmp_path / name)
+    run.path.mkdir()
+    return Stage(run, freeze(run, stage.conversations), stage.pair, stage.tokenizer, stage.conversations)
+
+
+def test_another_run_with_the_same_base_asks_the_base_nothing(
+    stage: Stage, tmp_path: Path, tiny_llama: Callable[..., LlamaForCausalLM]
+) -> None:
+    first = stage.evaluate()
+    other = another_run(stage, tmp_path, "other")
+    other.pair = Pair(tiny_llama(seed=0), tiny_llama(seed=9))
+    calls: list[str] = []
+    for which, model in (("base", other.pair.base_model), ("tuned", other.pair.tuned_model)):
+        model.model.embed_tokens.register_forward_pre_hook(lambda *_, which=which: calls.append(which))
+    report = other.evaluate()
+    assert set(calls) == {"tuned"}
+    assert row_of(report, "perplexity").base == row_of(first, "perplexity").base
+    assert [row["base"] for row in other.answers()] == [row["base"] for row in stage.answers()]
+    assert row_of(report, "general_perplexity").base == row_of(first, "general_perplexity").base
+
+
+def test_a_cache_that_cannot_be_written_is_replaced_by_the_runs_own(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HALO_FORGE_EVALUATIONS", str(tmp_path / "file" / "evaluations"))
+    stage.evaluate()
+    assert len(list(stage.run.file("eval/cache").glob("*.jsonl"))) == 2

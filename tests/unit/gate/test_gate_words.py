@@ -76,7 +76,9 @@ def test_numbers_beside_a_limit_never_look_equal_to_it_by_rounding() -> None:
 
 def test_the_gate_knows_exactly_the_metrics_that_are_measured() -> None:
     assert set(METRICS) == KNOWN_METRICS
-    assert {name for name, metric in METRICS.items() if metric.kind in ("rate", "fraction")} == SHARES
+    assert {name for name, metric in METRICS.items() if metric.fact.is_share} == SHARES
+    assert {"macro_f1", "exact_match", "token_f1"} <= SHARES
+    assert not {"perplexity", "answer_length", "length_to_base", "general_kl"} & SHARES
     assert {name for name, metric in METRICS.items() if metric.direction == "none"} == UNDIRECTED
 
 

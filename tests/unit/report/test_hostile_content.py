@@ -56,7 +56,8 @@ VISIBLE_NAMES = [
 # Values that the records fix; everything else that is text is replaced by a payload.
 FIXED = {
     "schema_version", "verdict", "status", "direction", "method", "stop_reason", "precision", "kind", "config_sha256",
-    "sha256", "weights_sha256", "report_sha256", "holdout_sha256", "ledger", "answers", "final_model", "metric",
+    "sha256", "weights_sha256", "report_sha256", "holdout_sha256", "ledger", "answers", "flips", "final_model",
+    "metric",
 }  # fmt: skip
 ALLOWED_TAGS = {
     "html", "head", "meta", "title", "style", "body", "a", "header", "p", "span", "h1", "h2", "h3", "h4", "h5",
@@ -73,7 +74,7 @@ def poison(value: Any, payloads: list[str], key: str = "") -> Any:
         payloads.append(payloads.pop(0))
         return payloads[-1]
 
-    if key in FIXED or isinstance(value, (int, float, type(None))):
+    if key in FIXED or (key, value) == ("slice", "all") or isinstance(value, (int, float, type(None))):
         return value
     if isinstance(value, str):
         return taken() if key != "train" else value
@@ -134,10 +135,10 @@ def build_hostile(builder: ModuleType, path: Path, payloads: list[str]):
     with open(built.run.file("metrics.jsonl"), "a") as metrics:
         for step in range(1000, 1003):
             metrics.write(json.dumps({"kind": "train", "step": step, "loss": 1.0, "by_source": sources}) + "\n")
-    for name in ("eval/answers.jsonl", "data/ledger.jsonl", "metrics.jsonl", "samples.jsonl"):
+    for name in ("eval/answers.jsonl", "eval/flips.jsonl", "data/ledger.jsonl", "metrics.jsonl", "samples.jsonl"):
         file = built.run.file(name)
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        keep = {"kind", "action"}
+        keep = {"kind", "action", "outcome"}
         shift = list(payloads)
         for row in rows:
             for key, value in row.items():

@@ -333,3 +333,39 @@ def test_a_large_run_still_makes_a_small_page(built) -> None:
     ledger = [{"file": "f", "line": n, "action": "dropped", "code": f"c{n % 50}", "reason": "r"} for n in range(5000)]
     built.run.file("data/ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ledger))
     assert len(render_report(built.run).encode()) < 300_000
+
+
+# ---------------------------------------------------------------------------------------------- flips and slices
+
+
+def test_each_flip_links_to_its_answers_on_the_page(builder: ModuleType, tmp_path: Path) -> None:
+    built = builder.build_run(tmp_path / "run")
+    page = write_report(built.run).read_text()
+    numbers = re.findall(r'<a href="#answer-(\d+)">', page)
+    assert len(numbers) > 20
+    for number in numbers:
+        assert page.count(f'id="answer-{number}"') == 1
+    flips = [json.loads(line) for line in built.run.file("eval/flips.jsonl").read_text().splitlines()]
+    won = sum(flip["metric"] == "exact_match" for flip in flips)
+    assert f"and {won - 20} more in eval/flips.jsonl" in page
+
+
+def test_a_flip_of_an_answer_that_is_not_there_has_no_link(builder: ModuleType, tmp_path: Path) -> None:
+    built = builder.build_run(tmp_path / "run")
+    built.run.file("eval/flips.jsonl").write_text(
+        '{"metric": "exact_match", "outcome": "lost", "id": "another", "line": 1}\n'
+        '{"metric": "exact_match", "outcome": "lost", "id": "x", "line": 100000}\n'
+        '{"metric": "exact_match", "outcome": "drawn", "id": "x", "line": 1}\n'
+    )
+    page = write_report(built.run).read_text()
+    assert "#answer-" not in page
+    assert "and 2 more in eval/flips.jsonl" in page
+    assert "1 lines of flips.jsonl say of no answer" in page
+
+
+def test_slices_stand_in_a_table_of_their_own(builder: ModuleType, tmp_path: Path) -> None:
+    page = write_report(builder.build_run(tmp_path / "run").run).read_text()
+    assert page.count('<svg class="intervals"') == 6  # the metrics over all items, as before
+    assert re.search(r"<summary>1 slice: by source", page)
+    assert page.count("<td>source=faq</td>") == 2  # the deciding metric and the perplexity
+    assert "slices of fewer than 10 items are not measured: domain=law (3)" in page
