@@ -78,6 +78,13 @@ METRIC_FACTS: dict[str, MetricFact] = {
     "regex_match": MetricFact(
         "Matches the expression", "share of answers in which evaluation.regex is found", "higher", "rate",
     ),
+    "pass_at_1": MetricFact(
+        "Code passes its tests (pass@1)", "share of answers whose code passes the row's `tests`, run in the sandbox",
+        "higher", "rate",
+    ),
+    "compile_rate": MetricFact(
+        "Code compiles", "share of answers to rows with `tests` whose Python compiles", "higher", "rate",
+    ),
     "markdown_valid": MetricFact(
         "Well-formed Markdown", "share of answers whose code fences, tables, links and bold marks are closed and whole",
         "higher", "rate",

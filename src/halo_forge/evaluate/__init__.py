@@ -7,6 +7,7 @@ retention.py  general texts: what was forgotten   answer_cache.py nothing is com
 score.py      answers -> scores of every item     metrics/        each metric, a file to a family
 slices.py     by source, label and length         flips.py        which items were won and lost
 compare.py    two models -> comparisons           baseline.py     baseline_metrics.json
+code_scores.py generated code under its tests
 statistics.py intervals of paired data            paired_tests.py McNemar, paired bootstrap
 
 What a metric is (name, direction, kind) stands in ../metrics.py, where the gate reads it too; answers come from

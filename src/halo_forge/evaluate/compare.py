@@ -114,6 +114,8 @@ def compare_metrics(
             continue
         if name in scored.failed:
             rows.append(not_compared(name, "failed", scored.failed[name], direction=_direction(name, scored)))
+        elif name in scored.unmeasured:
+            rows.append(not_compared(name, "not_measured", scored.unmeasured[name]))
         elif name in scored.inapplicable:
             if name in wanted:
                 rows.append(not_compared(name, "not_measured", scored.inapplicable[name]))

@@ -111,7 +111,7 @@ def evaluate(
             "num_scored": sum(item.prompt is not None for item in items),
             "comparisons": compare_metrics(scored, base, tuned, general, comparing, wanted=_wanted_metrics(config)),
             "decoding": {**report.decoding, "dtype": tuned.dtype},
-            "notes": (*asked.notes, *sliced.notes),
+            "notes": (*asked.notes, *sliced.notes, *scored.notes),
         }
     )
     written = _answer_lines(items, base, tuned, scored), flip_lines(items, scored)

@@ -21,7 +21,8 @@ from halo_forge.runs import RunDirectory, sha256_file
 class Item:
     """example None: the row's answer cannot be measured. prompt None: no answer is generated (a plain text, a row
     without a question, or one beyond evaluation.max_prompts); then prompt_text and reference are empty.
-    labels: the row's slices, its source among them; source and line: where the row was read."""
+    labels: the row's slices, its source among them; source and line: where the row was read; tests: what it verifies
+    generated code by (verify/row_tests.py)."""
 
     id: str
     example: Example | None
@@ -31,6 +32,7 @@ class Item:
     labels: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
     line: int = 0
+    tests: Mapping[str, Any] | None = None
 
     @property
     def row(self) -> dict[str, Any]:
@@ -105,6 +107,7 @@ def conversations_to_items(
                 labels=conversation.slices,
                 source=conversation.source.path,
                 line=conversation.source.line,
+                tests=conversation.tests,
             )
         )
     notes = [f"{count} holdout rows could not be used: {code}" for code, count in lost.items()]

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from halo_forge.artifacts import Direction
+from halo_forge.evaluate.code_scores import score_code
 from halo_forge.evaluate.items import Item
 from halo_forge.evaluate.measure import Measured
 from halo_forge.evaluate.metrics import METRICS, Answer, Given, Metric, OwnScorer, ScorerFailed, own_score
@@ -33,6 +34,7 @@ class Scored:
 
     inapplicable  metric -> why it is not measured on this holdout
     failed        metric -> what went wrong while it was measured
+    unmeasured    metric -> why it applies and could not be measured here
     own           metric of a user's scorer -> which way is better
     words         of base, tuned and reference, [N] each; nan where an item has no answer
     labels        of base, tuned and reference, one-hot [N, L] each, in answered items; None without labels
@@ -42,6 +44,8 @@ class Scored:
     tuned: Scores
     inapplicable: dict[str, str]
     failed: dict[str, str] = field(default_factory=dict)
+    unmeasured: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     own: dict[str, Direction] = field(default_factory=dict)
     words: tuple[FloatArray, FloatArray, FloatArray]
     labels: tuple[FloatArray, FloatArray, FloatArray] | None = None
@@ -76,11 +80,14 @@ def score_items(
             _score_all(name, _of_table(metric, given), items, sides, scores, failed)
     for scorer in own:
         _score_all(scorer.name, _of_user(scorer), items, sides, scores, failed)
+    code = score_code(items, *sides)
     return Scored(
-        base=scores[0],
-        tuned=scores[1],
-        inapplicable=inapplicable,
+        base=scores[0] | code.base,
+        tuned=scores[1] | code.tuned,
+        inapplicable=inapplicable | code.inapplicable,
         failed=failed,
+        unmeasured=code.unmeasured,
+        notes=code.notes,
         own={scorer.name: scorer.direction for scorer in own},
         words=_words(items, sides),
         labels=None if "macro_f1" in inapplicable else _labels([items[i] for i in answered], answered, sides),

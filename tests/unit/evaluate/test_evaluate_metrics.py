@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halo_forge.errors import UsageError
+from halo_forge.evaluate.code_scores import COMPILES, PASSES
 from halo_forge.evaluate.metrics import METRICS, Answer, Given, ScorerFailed, load_scorers, own_score
 from halo_forge.evaluate.metrics.formats import compile_pattern, markdown_problems, regex_match
 from halo_forge.evaluate.metrics.json_answers import load_schema, repaired_json, schema_valid
@@ -224,7 +225,8 @@ def test_strict_and_repaired_are_two_numbers(tmp_path: Path) -> None:
 def test_every_metric_is_declared_once() -> None:
     assert list(METRICS) == list(METRIC_FACTS)
     for name, metric in METRICS.items():
-        assert (metric.score is None) == (metric.kind in ("perplexity", "general", "ratio", "classes")), name
+        of_texts = metric.kind not in ("perplexity", "general", "ratio", "classes") and name not in (PASSES, COMPILES)
+        assert (metric.score is not None) == of_texts, name
 
 
 # ---------------------------------------------------------------------------------------------- the user's own

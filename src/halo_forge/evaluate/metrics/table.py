@@ -132,6 +132,8 @@ _SCORING: dict[str, tuple[Score | None, Applies]] = {
     "schema_valid": (_schema, _with_schema),
     "schema_valid_repaired": (_schema_repaired, _with_schema),
     "regex_match": (_regex, _with_pattern),
+    "pass_at_1": (None, _always),  # of items, not of texts: code_scores.py
+    "compile_rate": (None, _always),
     "markdown_valid": (lambda answer, reference, _: markdown_valid(answer.text), _markdown_references),
     "stop_rate": (lambda answer, reference, _: float(answer.stopped), _always),
     "repetition": (lambda answer, reference, _: repetition(answer.text), _always),
