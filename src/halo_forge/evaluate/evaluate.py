@@ -19,6 +19,7 @@ from halo_forge.config.schema import Config
 from halo_forge.errors import OutOfMemory
 from halo_forge.evaluate.baseline import baseline_metrics
 from halo_forge.evaluate.compare import Scored, compare_metrics, not_compared, score_items
+from halo_forge.evaluate.item_scores import SCORES, score_lines
 from halo_forge.evaluate.items import Item, conversations_to_items, read_holdout
 from halo_forge.evaluate.json_answers import load_schema
 from halo_forge.evaluate.measure import Measured, Measuring, measure_model
@@ -65,8 +66,8 @@ def evaluate(
     notify: Notify = silent,
     check: Callable[[], None] = keep_going,
 ) -> EvalReport:
-    """Measure base and tuned on the run's holdout; write eval/report.json, eval/answers.jsonl (the answered items) and
-    baseline_metrics.json.
+    """Measure base and tuned on the run's holdout; write eval/report.json, eval/answers.jsonl (the answered items),
+    eval/scores.jsonl (numbers of every item, no texts) and baseline_metrics.json.
 
     An interrupted evaluation goes on where it stopped, and one that is repeated computes nothing anew: answers and
     likelihoods are kept in eval/cache. An empty holdout gives a report in which nothing is measured.
@@ -107,6 +108,7 @@ def evaluate(
     comparisons = compare_metrics(scored, base, tuned, general, resampling, wanted=_wanted_metrics(config))
     decoding = {**report.decoding, "dtype": tuned.dtype}
     report = report.model_copy(update={"comparisons": comparisons, "decoding": decoding})
+    write_atomic(run.file(SCORES), score_lines(report, items, tuned, scored, general))
     report = _write(config, run, trained, report, _answer_lines(items, base, tuned, scored), start)
     _forget_other_caches(run, {base.cache, tuned.cache})
     return report

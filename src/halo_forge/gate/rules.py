@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from halo_forge.config.schema import GateRule, GateSection
 from halo_forge.errors import ConfigError, ConfigProblem
+from halo_forge.gate.benchmarks import CHANCE, benchmark_of
 
 SHARES = frozenset(
     {"exact_match", "token_f1", "json_valid", "json_match", "schema_valid", "numeric_match", "stop_rate"}
@@ -26,13 +27,17 @@ def check_rules(rules: Sequence[GateRule]) -> list[str]:
 
 def _rule_problems(number: int, rule: GateRule) -> list[str]:
     place = f"rule {number} of gate.rules"
-    if rule.metric not in KNOWN_METRICS:
+    if not is_known(rule.metric):
         return [f"{place}: {unknown_metric(rule.metric, KNOWN_METRICS)}"]
     problems = []
-    if rule.metric in UNDIRECTED and rule.min_delta is not None:
-        problems.append(f"{place}: {rule.metric} has no better direction, so min_delta says nothing; use min and max")
+    for name in ("min_delta", "max_regression"):
+        if rule.metric in UNDIRECTED and getattr(rule, name) is not None:
+            problems.append(f"{place}: {rule.metric} has no better direction, so {name} says nothing; use min and max")
     if rule.metric in SHARES:
-        limits = (("min", rule.min, 0.0), ("max", rule.max, 0.0), ("min_delta", rule.min_delta, -1.0))
+        limits = (
+            ("min", rule.min, 0.0), ("max", rule.max, 0.0), ("min_delta", rule.min_delta, -1.0),
+            ("max_regression", rule.max_regression, 0.0),
+        )  # fmt: skip
         for name, limit, lowest in limits:
             if limit is not None and not lowest <= limit <= 1:
                 hint = f"; did you mean {limit / 100:g}?" if 1 < limit <= 100 else ""
@@ -40,14 +45,23 @@ def _rule_problems(number: int, rule: GateRule) -> list[str]:
     return problems
 
 
+def is_known(metric: str) -> bool:
+    """Whether a report could have it: a metric of the evaluation, or one that begins with a benchmark's name."""
+    return metric in KNOWN_METRICS or benchmark_of(metric) is not None
+
+
 def unknown_metric(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1)
+    close = difflib.get_close_matches(name, sorted({*known, *CHANCE}), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(known))}"
     return f"there is no metric {name!r}{hint}"
 
 
 def require_known_metrics(section: GateSection) -> None:
     """ConfigError with every problem of the section's rules, for the start of a run."""
-    problems = check_rules(section.rules)
+    problems = [ConfigProblem(message=text, where="gate.rules") for text in check_rules(section.rules)]
+    for name in section.required_metrics:
+        if not is_known(name):
+            message = unknown_metric(name, KNOWN_METRICS)
+            problems.append(ConfigProblem(message=message, where="gate.required_metrics"))
     if problems:
-        raise ConfigError([ConfigProblem(message=text, where="gate.rules") for text in problems])
+        raise ConfigError(problems)
