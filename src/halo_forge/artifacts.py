@@ -261,8 +261,31 @@ class EvalReport(Artifact):
 # ------------------------------------------------------------------------------------------------ gate
 
 
+class ReleasedComparison(Record):
+    """This run against a released version on the same items: in each comparison `base` is the released version.
+
+    `version` None: no other version is released yet. `problem`: why a version could not be compared with.
+    """
+
+    name: str
+    version: int | None
+    manifest_sha256: str = ""
+    comparisons: tuple[Comparison, ...] = ()
+    problem: str | None = None
+
+
+Cause = Literal[
+    "held", "below", "above", "no_gain", "regressed", "across", "too_few", "not_measured", "failed", "broken",
+    "not_finite", "subsampled", "no_slice", "no_release", "not_comparable", "no_direction",
+]  # fmt: skip
+"""Why a rule got its verdict: `held` is a PASS; `below`, `above`, `no_gain` and `regressed` are a FAIL (`regressed`
+also while the evidence is thin); the others leave it undecided."""
+
+
 class RuleResult(Record):
-    """`rule` is the rule in words, `evidence` the numbers it was held against."""
+    """`rule` is the rule in words, `evidence` the numbers it was held against. `margin` is how far inside (0 and above)
+    or outside (below 0) the limit the deciding number is, in the metric's unit. `blocking` False: while it is
+    INCONCLUSIVE this rule does not hold a PASS back. `command` is what to type for `next_action`."""
 
     rule: str
     metric: str
@@ -270,6 +293,16 @@ class RuleResult(Record):
     reason: str
     evidence: str
     next_action: str | None = None
+    slice: str = "all"
+    cause: Cause | None = None
+    margin: float | None = None
+    blocking: bool = True
+    command: str | None = None
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether the verdict of the gate cannot be PASS because of this rule."""
+        return self.verdict == "FAIL" or (self.verdict == "INCONCLUSIVE" and self.blocking)
 
 
 class GateDecision(Artifact):

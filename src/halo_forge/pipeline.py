@@ -20,7 +20,7 @@ from halo_forge.data.holdout import record_use, uses
 from halo_forge.data.prepared_store import store_directory
 from halo_forge.errors import DataError, HaloForgeError, storage_in_words
 from halo_forge.evaluate import check_evaluation, evaluate
-from halo_forge.gate import decide, require_known_metrics
+from halo_forge.gate import require_known_metrics
 from halo_forge.launch import Launch, run_workers
 from halo_forge.models.compute import Compute, known_compute, recall_compute, release_memory
 from halo_forge.models.new_tokens import new_token_ids, tokenizer_of
@@ -34,7 +34,6 @@ from halo_forge.runs import (
     StopSignal,
     claim,
     read_artifact,
-    sha256_file,
     silent,
     write_artifact,
     write_json,
@@ -43,6 +42,7 @@ from halo_forge.train import check_method, finished_training, step_counts, train
 from halo_forge.train.planning.forecast import Forecast, forecast
 from halo_forge.train.planning.workload import row_sizes
 from halo_forge.train.watching.trackers import require_trackers
+from halo_forge.verdict import judge_evaluation
 
 Stage = Literal["data", "train", "evaluate", "gate", "publish"]
 SHOWN_MASKS = 3
@@ -227,7 +227,7 @@ def holdout_log_directory() -> Path:
 
 def judge(settings: Config, directory: RunDirectory, report: EvalReport, notify: Notify) -> GateDecision:
     notify("stage", {"name": "gate", "title": "is it better, and is that proven?"})
-    decision = decide(settings, report, sha256_file(directory.file("eval/report.json")))
+    decision = judge_evaluation(settings, directory, report)
     write_artifact(directory.file("gate.json"), decision)
     notify("stage.done", {"record": decision})
     return decision

@@ -82,7 +82,7 @@ CONFIGS = {
         "gate.rules",
         "did you mean 'perplexity'?",
     ),
-    "empty rule": ("gate:\n  rules:\n    - {metric: perplexity}\n", "bad.yaml:3", "min, max or min_delta"),
+    "empty rule": ("gate:\n  rules:\n    - {metric: perplexity}\n", "bad.yaml:3", "min, max, min_delta or"),
     "remote code": ("model:\n  trust_remote_code: true\n", "bad.yaml:2:22", "never run"),
 }
 

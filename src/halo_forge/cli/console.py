@@ -209,9 +209,16 @@ def _change(row: Comparison) -> Text:
 def render_decision(console: Console, record: GateDecision) -> None:
     console.print(Text(f"  {record.verdict}", style=VERDICT_STYLE[record.verdict]))
     for rule in record.rules:
-        console.print(Text.assemble("    ", (f"{rule.verdict:<13}", VERDICT_STYLE[rule.verdict]), rule.reason))
+        told = printable(rule.reason)
+        if rule.margin is not None:
+            told += f" Margin {rule.margin:+.3g}."
+        if rule.verdict == "INCONCLUSIVE" and not rule.blocking:
+            told += " This rule holds nothing back."
+        console.print(Text.assemble("    ", (f"{rule.verdict:<13}", VERDICT_STYLE[rule.verdict]), told))
         if rule.next_action and rule.verdict != "PASS":
-            console.print(Text(f"                 next: {rule.next_action}", style="dim"))
+            console.print(Text(f"                 next: {printable(rule.next_action)}", style="dim"))
+            if rule.command:
+                console.print(Text(f"                 try:  {printable(rule.command)}", style="dim"))
 
 
 def render_release(console: Console, record: Release) -> None:

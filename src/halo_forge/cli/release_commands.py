@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,10 @@ import typer
 
 from halo_forge.artifacts import EvalReport, GateDecision
 from halo_forge.cli.running import VERDICT_EXIT, JsonOption, SetOption, print_json, told_in_words
-from halo_forge.config import load_config
+from halo_forge.config import Config, load_config
+from halo_forge.config.schema import GateSection
 from halo_forge.errors import ExitCode, UsageError
-from halo_forge.runs import RunDirectory, read_artifact, sha256_file, write_artifact
+from halo_forge.runs import RunDirectory, read_artifact, write_artifact
 
 RunArgument = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
 RegistryOption = Annotated[Path, typer.Option("--registry", help="Registry directory.", metavar="DIRECTORY")]
@@ -35,24 +37,42 @@ def evaluate_command(run: RunArgument, overrides: SetOption = None, as_json: Jso
 
 
 @told_in_words
-def gate_command(run: RunArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+def gate_command(
+    run: RunArgument,
+    rules: Annotated[
+        Path | None, typer.Option("--rules", help="YAML with a gate section to judge by instead.", metavar="FILE")
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Hold a run's evaluation against the gate's rules. Exit code 0 PASS, 4 FAIL, 5 INCONCLUSIVE.
 
-    The verdict by the run's own rules is recorded in gate.json; with --set it is only printed.
+    The verdict by the run's own rules is recorded in gate.json; with --rules or --set it is only printed.
     """
-    from halo_forge.gate import decide, require_known_metrics
+    from halo_forge.gate import require_known_metrics
     from halo_forge.report import write_report
+    from halo_forge.verdict import judge_evaluation
 
-    config = load_config(config_of(run), overrides=overrides or ()).config
+    config = load_config(config_of(run), overrides=overrides or (), flags={"output.dir": (str(run), "RUN")}).config
+    if rules is not None:
+        config = config.model_copy(update={"gate": gate_section_of(rules, config, overrides or ())})
     require_known_metrics(config.gate)
-    path = run / "eval" / "report.json"
-    decision = decide(config, read_artifact(path, EvalReport), sha256_file(path))
-    if not overrides:
+    report = read_artifact(run / "eval" / "report.json", EvalReport)
+    decision = judge_evaluation(config, RunDirectory(run), report)
+    if not overrides and rules is None:
         with RunDirectory.open(run) as directory:
             write_artifact(directory.file("gate.json"), decision)
             write_report(directory)
     show_decision(decision, as_json)
     raise typer.Exit(int(VERDICT_EXIT[decision.verdict]))
+
+
+def gate_section_of(rules: Path, config: Config, overrides: Sequence[str]) -> GateSection:
+    """The gate section of another file, checked as a configuration's; the run's schema file counts for it."""
+    schema = config.evaluation.json_schema
+    gate_overrides = [setting for setting in overrides if setting.startswith("gate.")]
+    flags = {"evaluation.json_schema": (schema, "the run")} if schema is not None else None
+    return load_config(rules, overrides=gate_overrides, flags=flags).config.gate
 
 
 def show_decision(decision: GateDecision, as_json: bool) -> None:

@@ -8,31 +8,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from halo_forge.artifacts import Method
+from halo_forge.config.gate_section import GateRule as GateRule
+from halo_forge.config.gate_section import GateSection as GateSection
 from halo_forge.config.learning_rates import default_learning_rate
-
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
+from halo_forge.config.section import Fraction, PositiveInt, Section
 
 RowFormat = Literal[
     "auto", "messages", "sharegpt", "instruction", "prompt_completion", "question_answer", "query_response", "text",
     "dolly", "openai_evals", "oasst", "segments", "preference", "xlam", "glaive",
 ]  # fmt: skip
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="wrap")
-    @classmethod
-    def _exactly(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        """Whole numbers from 2**53 on are rounded where a number with a fraction may stand; that is told, not done."""
-        kept = handler(value)
-        if type(value) is int and type(kept) is float and kept != value:
-            raise ValueError("a whole number of more than 15 digits cannot be kept exactly")
-        return kept
 
 
 class ModelSection(Section):
@@ -327,31 +314,6 @@ class EvaluationSection(Section):
     """Longest of these answers in tokens."""
     confidence: Annotated[float, Field(ge=0.5, lt=1.0)] = 0.95
     bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
-
-
-class GateRule(Section):
-    metric: str
-    min: float | None = None
-    """The tuned value is at least this."""
-    max: float | None = None
-    """The tuned value is at most this."""
-    min_delta: float | None = None
-    """The tuned value is better than the base's by at least this, in the metric's good direction."""
-
-    @model_validator(mode="after")
-    def _has_a_bound(self) -> GateRule:
-        if self.min is None and self.max is None and self.min_delta is None:
-            raise ValueError("a rule needs min, max or min_delta")
-        return self
-
-
-class GateSection(Section):
-    rules: list[GateRule] = [GateRule(metric="perplexity", max=20.0), GateRule(metric="perplexity", min_delta=0.0)]
-    """All must hold. Default: perplexity of held-out answers under 20 and not worse than the base model's."""
-    min_items: PositiveInt = 20
-    """With fewer measured items a rule is INCONCLUSIVE."""
-    evidence: Literal["interval", "point"] = "interval"
-    """`interval`: the whole confidence interval must be on the right side, else INCONCLUSIVE. `point`: the value."""
 
 
 class PublishSection(Section):

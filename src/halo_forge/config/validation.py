@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 
 from halo_forge.artifacts import LORA_METHODS
+from halo_forge.config.gate_rules import gate_contradictions, gate_rule_problems
 from halo_forge.config.given import Findings, Layer, Setting, closest
 from halo_forge.config.keys import (
     ENTRIES,
@@ -73,9 +74,10 @@ def validated(values: Mapping[str, Any], settings: Layer, findings: Findings) ->
         if not bad.intersection(keys):
             culprit = next((key for key in keys if key in settings), keys[0])
             findings.problems.append(_problem(culprit, message, suggestion, settings, ()))
-    if "data.sources" not in bad:
-        for path, message, suggestion in source_problems(config):
-            findings.problems.append(_problem("data.sources", message, suggestion, settings, path))
+    for dotted, problems in (("data.sources", source_problems), ("gate.rules", gate_rule_problems)):
+        if dotted not in bad:
+            for path, message, suggestion in problems(config):
+                findings.problems.append(_problem(dotted, message, suggestion, settings, path))
     return config
 
 
@@ -299,16 +301,7 @@ def _contradictions(config: Config, values: Mapping[str, Any]) -> Iterator[Contr
     if any(os.path.normpath(os.path.dirname(file) or ".") == os.path.normpath(output.dir) for file in files):
         message = "output.dir is the directory that the training rows lie in"
         yield ("output.dir", "data.train_file"), message, "give another output.dir"
-    for number, rule in enumerate(config.gate.rules, start=1):
-        if rule.min is not None and rule.max is not None and rule.min > rule.max:
-            message = f"rule {number} of gate.rules can never hold: min {rule.min:g} is above max {rule.max:g}"
-            yield ("gate.rules",), message, None
-        if rule.metric.startswith("schema_valid") and config.evaluation.json_schema is None:
-            message = f"rule {number} of gate.rules reads {rule.metric}, and evaluation.json_schema names no schema"
-            yield ("gate.rules", "evaluation.json_schema"), message, "evaluation.json_schema: FILE"
-        if rule.metric == "regex_match" and config.evaluation.regex is None:
-            message = f"rule {number} of gate.rules reads regex_match, and evaluation.regex is not given"
-            yield ("gate.rules", "evaluation.regex"), message, "evaluation.regex: EXPRESSION"
+    yield from gate_contradictions(config)
 
 
 def _unsafe(values: Mapping[str, Any]) -> Iterator[Contradiction]:

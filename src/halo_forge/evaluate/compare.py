@@ -77,7 +77,7 @@ def over_slices(
     compare: Callable[[BoolArray], Comparison], usable: BoolArray, slices: Slices, is_subsampled: bool
 ) -> tuple[Comparison, ...]:
     """compare(mask [N]) over all items and over each slice. usable [N]: the items that say anything."""
-    whole = _marked(compare(np.ones_like(usable)), "all", is_subsampled)
+    whole = marked(compare(np.ones_like(usable)), "all", is_subsampled)
     rows = [whole]
     for name, mask in slices.items() if whole.tuned.status == "measured" else ():
         num = int((mask & usable).sum())
@@ -86,11 +86,11 @@ def over_slices(
             row = not_compared(whole.metric, "not_measured", reason, n=num, direction=whole.delta.direction)
         else:
             row = compare(mask)
-        rows.append(_marked(row, name, is_subsampled))
+        rows.append(marked(row, name, is_subsampled))
     return tuple(rows)
 
 
-def _marked(row: Comparison, slice_name: str, is_subsampled: bool) -> Comparison:
+def marked(row: Comparison, slice_name: str, is_subsampled: bool) -> Comparison:
     marks = {"slice": slice_name, "subsampled": is_subsampled}
     sides = {side: getattr(row, side).model_copy(update=marks) for side in ("base", "tuned", "delta")}
     return row.model_copy(update=sides)
@@ -175,9 +175,9 @@ def _compare_sums(
     if not np.isfinite([estimate.base, estimate.tuned]).all():
         return not_compared(name, "failed", "the perplexity is too large for a number", n=n)
     if METRICS[name].direction == "none":
-        return _comparison(name, "none", estimate, n, (0, 0))
+        return comparison_of(name, "none", estimate, n, (0, 0))
     changes = int((tuned < base).sum()), int((tuned > base).sum())
-    return _comparison(name, METRICS[name].direction, estimate, n, changes)
+    return comparison_of(name, METRICS[name].direction, estimate, n, changes)
 
 
 def _compare_lengths(name: str, scored: Scored, how: Comparing) -> tuple[Comparison, ...]:
@@ -191,7 +191,7 @@ def _compare_lengths(name: str, scored: Scored, how: Comparing) -> tuple[Compari
         if not of.any():
             return not_compared(name, "not_measured", "no text to hold the answers' length against", direction="none")
         estimate = compare_ratios(base[of], tuned[of], against[of], how.resampling)
-        return _comparison(name, "none", estimate, int(of.sum()), (0, 0))
+        return comparison_of(name, "none", estimate, int(of.sum()), (0, 0))
 
     return over_slices(compare, usable & (against > 0), how.slices, how.is_subsampled)
 
@@ -206,7 +206,7 @@ def _compare_classes(name: str, scored: Scored, how: Comparing) -> tuple[Compari
         estimate = compare_labels(base[of], tuned[of], expected[of], how.resampling)
         hits, before = ((side * expected)[of].any(axis=1) for side in (tuned, base))
         changes = int((hits & ~before).sum()), int((before & ~hits).sum())
-        return _comparison(name, "higher", estimate, int(of.sum()), changes)
+        return comparison_of(name, "higher", estimate, int(of.sum()), changes)
 
     return over_slices(compare, usable, how.slices, how.is_subsampled)
 
@@ -234,16 +234,16 @@ def _compare_scores(
     else:
         estimate = compare_means(base, tuned, resampling, bounded=kind == "fraction")
     if direction == "none":
-        return _comparison(metric, direction, estimate, len(base), (0, 0))
+        return comparison_of(metric, direction, estimate, len(base), (0, 0))
     better: BoolArray = tuned > base if direction == "higher" else tuned < base
     wins = int(better.sum())
-    return _comparison(metric, direction, estimate, len(base), (wins, int((tuned != base).sum()) - wins))
+    return comparison_of(metric, direction, estimate, len(base), (wins, int((tuned != base).sum()) - wins))
 
 
-def _comparison(
+def comparison_of(
     name: str, direction: Direction, estimate: PairedEstimate, n: int, changes: tuple[int, int]
 ) -> Comparison:
-    """changes: items won and lost."""
+    """An estimate as a record. changes: items won and lost."""
     note = "one item gives no interval" if n == 1 and estimate.delta_interval is None else None
 
     def measurement(value: float, interval: Interval | None, error: float | None) -> Measurement:

@@ -20,6 +20,7 @@ from halo_forge.evaluate.answer_cache import forget_oldest, shared_directory
 from halo_forge.evaluate.baseline import baseline_metrics
 from halo_forge.evaluate.compare import Comparing, compare_metrics, not_compared
 from halo_forge.evaluate.flips import flip_lines
+from halo_forge.evaluate.item_scores import SCORES, score_lines
 from halo_forge.evaluate.items import Item, conversations_to_items, read_holdout
 from halo_forge.evaluate.measure import Measured, Measuring, measure_model
 from halo_forge.evaluate.metrics import METRICS, Answer, Given, OwnScorer, load_scorers
@@ -71,7 +72,8 @@ def evaluate(
     check: Callable[[], None] = keep_going,
 ) -> EvalReport:
     """Measure base and tuned on the run's holdout; write eval/report.json, eval/answers.jsonl (the answered items),
-    eval/flips.jsonl (which of them were won and lost) and baseline_metrics.json.
+    eval/flips.jsonl (which of them were won and lost), eval/scores.jsonl (numbers of every item, no texts) and
+    baseline_metrics.json.
 
     An interrupted evaluation goes on where it stopped, and one that is repeated computes nothing anew: what the tuned
     model says is kept in eval/cache, what the base says in the cache that all runs share. An empty holdout gives a
@@ -114,6 +116,7 @@ def evaluate(
             "notes": (*asked.notes, *sliced.notes, *scored.notes),
         }
     )
+    write_atomic(run.file(SCORES), score_lines(report, items, tuned, scored, sliced.masks, general))
     written = _answer_lines(items, base, tuned, scored), flip_lines(items, scored)
     report = _write(config, run, trained, report, written, start)
     _forget_other_caches(how, {base.cache, tuned.cache})
@@ -146,7 +149,7 @@ def _measure_both(
 
 
 def _wanted_metrics(config: Config) -> frozenset[str]:
-    return frozenset(rule.metric for rule in config.gate.rules)
+    return frozenset(rule.metric for rule in config.gate.rules).union(config.gate.required_metrics)
 
 
 def _nothing_compared(config: Config, own: Sequence[OwnScorer]) -> tuple[Comparison, ...]:

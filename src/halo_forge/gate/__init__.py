@@ -1,7 +1,8 @@
 """Rules and an evaluation report -> PASS, FAIL or INCONCLUSIVE, each with its evidence. No torch, no files.
 
-rules.py   which rules make sense     bounds.py  one limit and its margin
-judge.py   the verdict                words.py   reasons and next steps
+rules.py       which rules make sense        bounds.py   one limit and its margin
+judge.py       the verdict                   words.py    reasons, with what would have turned them
+benchmarks.py  names, chance, what is broken actions.py  what to do next, with the command
 """
 
 from halo_forge.gate.judge import decide, judge_rules

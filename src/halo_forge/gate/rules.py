@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from halo_forge.config.schema import GateRule, GateSection
 from halo_forge.errors import ConfigError, ConfigProblem
+from halo_forge.gate.benchmarks import CHANCE, benchmark_of
 from halo_forge.metrics import METRIC_FACTS
 
 SHARES = frozenset(name for name, fact in METRIC_FACTS.items() if fact.is_share)
@@ -25,14 +26,17 @@ def check_rules(rules: Sequence[GateRule], also: Collection[str] = ()) -> list[s
 
 def _rule_problems(number: int, rule: GateRule, also: Collection[str]) -> list[str]:
     place = f"rule {number} of gate.rules"
-    known = KNOWN_METRICS.union(also)
-    if rule.metric not in known:
-        return [f"{place}: {unknown_metric(rule.metric, known)}"]
+    if not is_known(rule.metric, also):
+        return [f"{place}: {unknown_metric(rule.metric, KNOWN_METRICS.union(also))}"]
     problems = []
-    if rule.metric in UNDIRECTED and rule.min_delta is not None:
-        problems.append(f"{place}: {rule.metric} has no better direction, so min_delta says nothing; use min and max")
+    for name in ("min_delta", "max_regression"):
+        if rule.metric in UNDIRECTED and getattr(rule, name) is not None:
+            problems.append(f"{place}: {rule.metric} has no better direction, so {name} says nothing; use min and max")
     if rule.metric in SHARES:
-        limits = (("min", rule.min, 0.0), ("max", rule.max, 0.0), ("min_delta", rule.min_delta, -1.0))
+        limits = (
+            ("min", rule.min, 0.0), ("max", rule.max, 0.0), ("min_delta", rule.min_delta, -1.0),
+            ("max_regression", rule.max_regression, 0.0),
+        )  # fmt: skip
         for name, limit, lowest in limits:
             if limit is not None and not lowest <= limit <= 1:
                 hint = f"; did you mean {limit / 100:g}?" if 1 < limit <= 100 else ""
@@ -40,14 +44,24 @@ def _rule_problems(number: int, rule: GateRule, also: Collection[str]) -> list[s
     return problems
 
 
+def is_known(metric: str, also: Collection[str] = ()) -> bool:
+    """Whether a report could have it: a metric of the evaluation or of the user, or one that begins with a benchmark's
+    name."""
+    return metric in KNOWN_METRICS or metric in also or benchmark_of(metric) is not None
+
+
 def unknown_metric(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1)
+    close = difflib.get_close_matches(name, sorted({*known, *CHANCE}), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(known))}"
     return f"there is no metric {name!r}{hint}"
 
 
 def require_known_metrics(section: GateSection, also: Collection[str] = ()) -> None:
     """ConfigError with every problem of the section's rules, for the start of a run."""
-    problems = check_rules(section.rules, also)
+    problems = [ConfigProblem(message=text, where="gate.rules") for text in check_rules(section.rules, also)]
+    for name in section.required_metrics:
+        if not is_known(name, also):
+            message = unknown_metric(name, KNOWN_METRICS.union(also))
+            problems.append(ConfigProblem(message=message, where="gate.required_metrics"))
     if problems:
-        raise ConfigError([ConfigProblem(message=text, where="gate.rules") for text in problems])
+        raise ConfigError(problems)

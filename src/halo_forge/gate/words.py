@@ -1,41 +1,46 @@
-"""The gate in words: rules, reasons with their numbers, and what to do next (after seed 002's failure handling)."""
+"""The gate in words: rules, evidence, reasons with their numbers, and what would have turned them."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-from halo_forge.artifacts import Comparison, Measurement, RuleResult, Verdict
+from halo_forge.artifacts import Cause, Comparison, Measurement, RuleResult, Verdict
 from halo_forge.config.schema import GateSection
-from halo_forge.gate.bounds import Bound, BoundKind, Margin, gain_of
+from halo_forge.gate.actions import Action
+from halo_forge.gate.bounds import Bound, EvidenceKind, Margin, gain_of
 
 MAX_ITEMS_WORTH_NAMING = 100_000
 
-NEXT_WHEN_FAILED = {
-    "perplexity": "the loss on held-out answers is high: improve the quality of the training data, or train longer "
-    "(training.num_train_epochs)",
-    "stop_rate": "answers do not end by themselves: look in first_batch.txt whether the stop token is trained, or "
-    "raise evaluation.max_new_tokens",
-    "answer_length": "look at the answers in eval/answers.jsonl: their length is not what the rule expects",
-}
-NEXT_WHEN_BELOW = "results are below what is expected: review the choice of the model, or the data"
-NEXT_WHEN_NO_GAIN = (
-    "the tuned model is not enough better than the base: look at the loss curve; if it is unstable, adjust the "
-    "learning rate or the batch size, else improve the data or train longer"
-)
-NEXT_WHEN_FEW = "evaluate more rows: raise data.holdout_split or evaluation.max_prompts, or give data.holdout_file"
+
+# ------------------------------------------------------------------------------------------------ rules
 
 
-def rule_in_words(metric: str, kind: BoundKind, limit: float) -> str:
-    if kind == "min":
-        return f"{metric} is at least {number(limit)}"
-    if kind == "max":
-        return f"{metric} is at most {number(limit)}"
+def subject(bound: Bound) -> str:
+    """The metric, with its slice: `exact_match (source=faq)`."""
+    return bound.metric if bound.slice == "all" else f"{bound.metric} ({bound.slice})"
+
+
+def whose(bound: Bound) -> str:
+    return "the released version's" if bound.against == "released" else "the base model's"
+
+
+def rule_in_words(bound: Bound) -> str:
+    name, limit = subject(bound), bound.limit
+    if bound.kind == "min":
+        return f"{name} is at least {number(limit)}"
+    if bound.kind == "max":
+        return f"{name} is at most {number(limit)}"
+    if bound.kind == "max_regression":
+        return f"even the bad end of the interval of {name} is worse than {whose(bound)} by at most {number(limit)}"
     if limit == 0:
-        return f"{metric} is not worse than the base model's"
+        return f"{name} is not worse than {whose(bound)}"
     if limit < 0:
-        return f"{metric} is worse than the base model's by at most {number(-limit)}"
-    return f"{metric} is better than the base model's by at least {number(limit)}"
+        return f"{name} is worse than {whose(bound)} by at most {number(-limit)}"
+    return f"{name} is better than {whose(bound)} by at least {number(limit)}"
+
+
+def is_measured(metric: str, min_items: int) -> str:
+    return f"{metric} is measured on at least {min_items} items"
 
 
 def no_rules() -> RuleResult:
@@ -49,6 +54,9 @@ def no_rules() -> RuleResult:
     )
 
 
+# ------------------------------------------------------------------------------------------------ evidence
+
+
 def missing(metric: str, measured: Measurement | None) -> str:
     why = f": {measured.note}" if measured is not None and measured.note else ""
     if measured is not None and measured.status == "failed":
@@ -56,35 +64,49 @@ def missing(metric: str, measured: Measurement | None) -> str:
     return f"{metric} was not measured{why}"
 
 
-def evidence(row: Comparison, kind: BoundKind, confidence: float) -> str:
+def nothing_to_lose(bound: Bound) -> str:
+    return (
+        f"{subject(bound)} is 0 before and after: where nothing can be lost, no loss shows nothing, and a benchmark "
+        "that broke looks the same"
+    )
+
+
+def evidence_missing(cause: Cause) -> str:
+    return "no released version" if cause == "no_release" else "not in the report"
+
+
+def evidence(row: Comparison, bound: Bound, confidence: float) -> str:
     """The numbers alone: `0.83 (95 % interval 0.72 to 0.91, n = 60)`."""
-    if kind != "min_delta":
+    if not bound.is_change:
         return _with_interval(row.tuned, confidence)
+    before = "released" if bound.against == "released" else "base"
     change = _with_interval(row.delta, confidence)
-    return f"base {_value(row.base)}, tuned {_value(row.tuned)}, change {change}"
+    return f"{before} {_value(row.base)}, tuned {_value(row.tuned)}, change {change}"
 
 
-def reason(
-    bound: Bound, row: Comparison, verdict: Verdict, how: Literal["interval", "point"], confidence: float
-) -> str:
+def reason(bound: Bound, row: Comparison, verdict: Verdict, how: EvidenceKind, confidence: float) -> str:
     """The judgement with its numbers, and what would have made it another one."""
     limit = bound.limit
-    if bound.kind == "min_delta":
-        subject = f"{bound.metric} goes from {_value(row.base)} to {_value(row.tuned)},"
-        said = f"{_gain(row.delta, limit, how, confidence)}; the rule asks for {_gain_asked(limit)}"
+    if bound.is_change:
+        since = " since the released version" if bound.against == "released" else ""
+        start = f"{subject(bound)} goes from {_value(row.base)} to {_value(row.tuned)}{since},"
+        how = "interval" if bound.kind == "max_regression" else how
+        said = f"{_gain(row.delta, bound.least_gain, how, confidence)}; the rule asks for {_gain_asked(bound)}"
     else:
-        subject = f"{bound.metric} {_with_interval(row.tuned, confidence, beside=limit)}"
+        start = f"{subject(bound)} {_with_interval(row.tuned, confidence, beside=limit)}"
         said = {
             ("min", "PASS"): f"is at least {number(limit)}",
             ("min", "FAIL"): f"is below {number(limit)}",
             ("max", "PASS"): f"is at most {number(limit)}",
             ("max", "FAIL"): f"is above {number(limit)}",
         }.get((bound.kind, verdict), f"may be on either side of {number(limit)}")
-    return f"{subject} {said}. {_otherwise(bound, verdict, how)}"
+    return f"{start} {said}. {_otherwise(bound, verdict, how)}"
 
 
-def _otherwise(bound: Bound, verdict: Verdict, how: Literal["interval", "point"]) -> str:
-    what = "gain" if bound.kind == "min_delta" else "value"
+def _otherwise(bound: Bound, verdict: Verdict, how: EvidenceKind) -> str:
+    if bound.kind == "max_regression":
+        return _otherwise_budget(bound, verdict)
+    what = "gain" if bound.is_change else "value"
     wrong, right = ("above", "at or below") if bound.kind == "max" else ("below", "at or above")
     limit = number(bound.limit)
     if how == "point":
@@ -100,13 +122,27 @@ def _otherwise(bound: Bound, verdict: Verdict, how: Literal["interval", "point"]
     return f"It would have passed with the whole interval {right} {limit}, and failed with all of it {wrong}."
 
 
-def _gain_asked(limit: float) -> str:
+def _otherwise_budget(bound: Bound, verdict: Verdict) -> str:
+    limit = number(bound.limit)
+    if verdict == "PASS":
+        return (
+            f"It would have failed with a measured loss above {limit}, and decided nothing with the bad end of the "
+            "interval beyond it."
+        )
+    passed = f"It would have passed with the bad end of the interval at a loss of at most {limit}"
+    return f"{passed}." if verdict == "FAIL" else f"{passed}, and failed with a measured loss above it."
+
+
+def _gain_asked(bound: Bound) -> str:
+    limit = bound.least_gain
+    if bound.kind == "max_regression":
+        return f"a loss of at most {number(bound.limit)} at the bad end of the interval"
     if limit == 0:
         return "no loss"
     return f"a gain of at least {number(limit)}" if limit > 0 else f"a loss of at most {number(-limit)}"
 
 
-def _gain(delta: Measurement, limit: float, how: Literal["interval", "point"], confidence: float) -> str:
+def _gain(delta: Measurement, limit: float, how: EvidenceKind, confidence: float) -> str:
     gain, low, high = gain_of(delta)
     said = f"a gain of {number(gain, limit)}" if gain >= 0 else f"a loss of {number(-gain, -limit)}"
     if how == "point" or low is None or high is None:
@@ -115,30 +151,31 @@ def _gain(delta: Measurement, limit: float, how: Literal["interval", "point"], c
     return f"{said} ({100 * confidence:g} % interval of the gain {ends}, n = {delta.n})"
 
 
-def next_action(bound: Bound, measured: Measurement, margin: Margin, verdict: Verdict) -> str | None:
-    if verdict == "PASS":
-        return None
-    if verdict == "FAIL":
-        if bound.kind == "min_delta":
-            return NEXT_WHEN_NO_GAIN
-        return NEXT_WHEN_FAILED.get(bound.metric, NEXT_WHEN_BELOW)
-    wanted = items_to_decide(margin, measured.n)
+# ------------------------------------------------------------------------------------------------ next steps
+
+
+def next_words(action: Action | None, margin: Margin, n: int, cause: Cause) -> str | None:
+    """What to do after a FAIL or a verdict across the limit, where the numbers are there."""
+    if action is None or cause != "across":
+        return action.words if action else None
+    wanted = items_to_decide(margin, n)
     if wanted is None:
-        return f"the measured number is too close to the limit for any affordable number of rows; {NEXT_WHEN_BELOW}"
-    return f"{NEXT_WHEN_FEW}; about {wanted:,} items would decide if the numbers stay as they are"
+        return (
+            "the measured number is too close to the limit for any affordable number of rows: move the limit, or "
+            "improve the model"
+        )
+    return f"{action.words}; about {wanted:,} items would decide if the numbers stay as they are"
 
 
-def next_measurement(metric: str, measured: Measurement | None, section: GateSection | None) -> str:
+def next_measurement(metric: str, cause: Cause, action: Action | None, section: GateSection) -> str | None:
     """What to do about a measurement that decides nothing."""
-    if measured is not None and measured.status == "failed":
-        return "find out why: the note says what failed, eval/answers.jsonl has every answer; then evaluate again"
-    if measured is not None and measured.status == "measured" and section is not None:
-        if measured.n < section.min_items or measured.low is None:
-            return f"{NEXT_WHEN_FEW}; at least {max(section.min_items, 2)} items are needed"
-        return "correct the rule, or find out why this number is not finite, and evaluate again"
-    if metric == "schema_valid":
+    if action is None:
+        return None
+    if cause == "too_few":
+        return f"{action.words}; at least {max(section.min_items, 2)} items are needed"
+    if cause == "not_measured" and metric == "schema_valid":
         return "give evaluation.json_schema and evaluate again"
-    return "remove the rule, or give held-out rows that this metric applies to (data.holdout_file) and evaluate again"
+    return action.words
 
 
 def items_to_decide(margin: Margin, n: int) -> int | None:
@@ -152,6 +189,9 @@ def items_to_decide(margin: Margin, n: int) -> int | None:
         return None
     step: int = 10 ** max(0, math.floor(math.log10(max(wanted, 1))) - 1)
     return max(n + 1, math.ceil(wanted / step) * step)
+
+
+# ------------------------------------------------------------------------------------------------ numbers
 
 
 def number(value: float, beside: float | None = None) -> str:

@@ -25,6 +25,7 @@ RECORD_NAMES = frozenset(
         "config.resolved.yaml",
         "data/manifest.json",
         "eval/report.json",
+        "eval/scores.jsonl",
         "gate.json",
         "reference.json",
         "trained.json",

@@ -36,6 +36,7 @@ from halo_forge.publish.registry import (
     staging_directory,
     storage_errors,
 )
+from halo_forge.publish.released import SCORES
 from halo_forge.publish.weights import WeightFacts, check_weights, require_no_pickle, weights_sha256
 from halo_forge.runs import (
     Notify,
@@ -115,7 +116,7 @@ def publish(
 
 def require_publishable(decision: GateDecision, *, force: bool) -> None:
     """Only a PASS is published, unless forced. A PASS over a rule that did not pass is no PASS."""
-    worst = [rule for rule in decision.rules if rule.verdict != "PASS"]
+    worst = [rule for rule in decision.rules if rule.holds_back]
     if decision.verdict == "PASS" and worst:
         raise PublishRefused(
             f"the gate says PASS, but its rule {worst[0].rule!r} says {worst[0].verdict}",
@@ -225,6 +226,9 @@ def _write_records(records: RunRecords, run: RunDirectory, staging: Path) -> Non
     write_artifact(staging / "trained.json", records.trained)
     write_artifact(staging / "eval" / "report.json", records.report)
     write_artifact(staging / "data" / "manifest.json", records.prepared)
+    scores = run.file(SCORES)
+    if scores.is_file():
+        shutil.copyfile(scores, staging / SCORES)
     write_json(staging / "reference.json", build_reference(run.path, records.report, records.prepared))
     resolved = run.file("config.resolved.yaml")
     if resolved.is_file():

@@ -121,7 +121,10 @@ def banner(files: RunFiles) -> Banner:
     open_rules = tuple(rule for rule in decision.rules if rule.verdict != "PASS")
     num_rules, num_open = len(decision.rules), len(open_rules)
     lead = {
-        "PASS": f"Every rule of the quality gate held: {num_rules} of {num_rules}.",
+        "PASS": f"Every rule of the quality gate held: {num_rules} of {num_rules}."
+        if not num_open
+        else f"{num_rules - num_open} of {num_rules} rules of the quality gate held; {num_open} could not be decided "
+        "and do not hold the verdict back.",
         "FAIL": f"{sum(rule.verdict == 'FAIL' for rule in open_rules)} of {num_rules} rules of the quality gate did "
         "not hold.",
         "INCONCLUSIVE": f"The evidence does not decide {num_open} of {num_rules} rules of the quality gate.",

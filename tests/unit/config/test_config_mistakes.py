@@ -180,7 +180,7 @@ def test_hundreds_of_mistakes_are_counted_not_listed(write: Write) -> None:
         ("model.trust_remote_code", "true", "never run"),
         ("gate.rules", "5", "a list of rules"),
         ("gate.rules", "[5]", "rule 1 of gate.rules must be a mapping"),
-        ("gate.rules", "[{metric: a}]", "a rule needs min, max or min_delta"),
+        ("gate.rules", "[{metric: a}]", "a rule needs min, max, min_delta or max_regression"),
         ("gate.rules", "[{min: 1}]", "names no metric"),
         ("gate.rules", "[{metric: 1, min: 1}]", "metric must be text; found 1"),
         ("gate.rules", "[{metric: a, min: .inf}]", "min must be a number, or null; found .inf"),

@@ -202,7 +202,13 @@ def test_a_slice_does_not_stand_for_the_whole() -> None:
 
 
 def test_a_metric_nobody_knows_is_an_error_and_one_in_the_report_is_not() -> None:
-    section = GateSection(rules=[GateRule(metric="mmlu", min=0.5)])
-    with pytest.raises(ConfigError, match="no metric 'mmlu'"):
+    section = GateSection(rules=[GateRule(metric="my_task", min=0.5)])
+    with pytest.raises(ConfigError, match="no metric 'my_task'"):
         judge_rules(section, report_of())
-    assert judge_rules(section, report_of(comparison("mmlu", (0.6, 0.55, 0.65))))[0] == "PASS"
+    assert judge_rules(section, report_of(comparison("my_task", (0.6, 0.55, 0.65))))[0] == "PASS"
+
+
+def test_a_benchmark_that_did_not_run_is_undecided_not_unknown() -> None:
+    section = GateSection(rules=[GateRule(metric="mmlu", min=0.5)])
+    verdict, (result,) = judge_rules(section, report_of())
+    assert (verdict, result.cause) == ("INCONCLUSIVE", "not_measured")

@@ -13,7 +13,7 @@ from halo_forge.errors import ConfigError
 from halo_forge.evaluate import METRICS
 from halo_forge.gate import KNOWN_METRICS, check_rules, require_known_metrics
 from halo_forge.gate.bounds import Bound, Margin
-from halo_forge.gate.judge import judge_bound
+from halo_forge.gate.judge import Evidence, judge_bound
 from halo_forge.gate.rules import SHARES, UNDIRECTED
 from halo_forge.gate.words import items_to_decide, number
 
@@ -23,9 +23,13 @@ def exact_match_of(value: float, low: float, high: float) -> Comparison:
     return Comparison(metric="exact_match", base=measured, tuned=measured, delta=measured)
 
 
+def evidence_of(row: Comparison) -> Evidence:
+    return Evidence(section=GateSection(), comparisons=(row,))
+
+
 def test_a_pass_shows_its_numbers_and_what_would_have_failed() -> None:
     row = exact_match_of(0.83, 0.72, 0.91)
-    result = judge_bound(Bound("exact_match", "min", 0.7), row, GateSection(), 0.95)
+    result = judge_bound(Bound("exact_match", "min", 0.7), evidence_of(row))
     assert result.rule == "exact_match is at least 0.7"
     assert result.reason.startswith("exact_match 0.83 (95 % interval 0.72 to 0.91, n = 60) is at least 0.7. ")
     assert "would have failed with the whole interval below 0.7" in result.reason
@@ -43,13 +47,13 @@ def test_a_gain_is_told_with_both_sides() -> None:
         tuned=measured(3.4, 3.0, 3.9),
         delta=measured(-14.8, -18.0, -12.0),
     )
-    result = judge_bound(Bound("perplexity", "min_delta", 0.0), row, GateSection(), 0.95)
+    result = judge_bound(Bound("perplexity", "min_delta", 0.0), evidence_of(row))
     assert "goes from 18.2 to 3.4, a gain of 14.8 (95 % interval of the gain 12 to 18, n = 60)" in result.reason
     assert result.evidence == "base 18.2, tuned 3.4, change -14.8 (95 % interval -18 to -12, n = 60)"
 
 
 def test_an_undecided_rule_says_how_many_items_would_decide() -> None:
-    result = judge_bound(Bound("exact_match", "min", 0.8), exact_match_of(0.9, 0.75, 0.97), GateSection(), 0.95)
+    result = judge_bound(Bound("exact_match", "min", 0.8), evidence_of(exact_match_of(0.9, 0.75, 0.97)))
     assert result.verdict == "INCONCLUSIVE"
     # 0.9 is 0.10 above the limit and the interval reaches 0.15 down: (0.15 / 0.10)^2 x 60 = 135.
     assert "about 140 items" in (result.next_action or "")

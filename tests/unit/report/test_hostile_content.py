@@ -55,8 +55,9 @@ VISIBLE_NAMES = [
 
 # Values that the records fix; everything else that is text is replaced by a payload.
 FIXED = {
-    "schema_version", "verdict", "status", "direction", "method", "stop_reason", "precision", "kind", "config_sha256",
-    "sha256", "weights_sha256", "report_sha256", "holdout_sha256", "ledger", "answers", "flips", "final_model",
+    "schema_version", "verdict", "cause", "status", "direction", "method", "stop_reason", "precision", "kind",
+    "config_sha256", "sha256", "weights_sha256", "report_sha256", "holdout_sha256", "ledger", "answers", "flips",
+    "final_model",
     "metric",
 }  # fmt: skip
 ALLOWED_TAGS = {

@@ -135,7 +135,7 @@ def test_a_long_row_is_cut_in_the_middle_and_says_so(built) -> None:
 @pytest.mark.parametrize(
     ("verdict", "lead", "point"),
     [
-        ("FAIL", "1 of 2 rules of the quality gate did not hold.", "review the choice of the model"),
+        ("FAIL", "1 of 2 rules of the quality gate did not hold.", "add rows with the exact format"),
         ("INCONCLUSIVE", "The evidence does not decide 1 of 2 rules", "evaluate more rows"),
     ],
 )

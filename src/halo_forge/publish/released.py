@@ -1,0 +1,79 @@
+"""The version that a new one is held against: where it is, and the scores that it kept of each item."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from halo_forge.config.schema import Config
+from halo_forge.errors import HaloForgeError
+from halo_forge.publish.manifest import MANIFEST_NAME, Manifest, read_manifest
+from halo_forge.publish.registry import complete_versions, release_name
+from halo_forge.runs import sha256_file
+
+RELEASED = "released"
+SCORES = "eval/scores.jsonl"
+MAX_ALIAS_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasedScores:
+    """`version` None: no other version is there. `scores` None: the version keeps none that can be used; `problem`
+    says why."""
+
+    name: str
+    version: int | None
+    manifest_sha256: str = ""
+    scores: Path | None = None
+    problem: str | None = None
+
+
+def released_scores(config: Config, weights_sha256: str) -> ReleasedScores:
+    """The scores of the released version: the one that the alias `released` names, else the newest.
+
+    A version with these very weights is passed over for the one before it: a run is judged as it was before it was
+    published. The file is held against the hash in the version's manifest before anyone reads it.
+    """
+    name = release_name(config)
+    home = Path(config.publish.registry) / name
+    known = complete_versions(home)
+    named = _aliased(home)
+    start = named if named in known else max(known, default=None)
+    version = start
+    while version is not None:
+        directory = home / f"v{version}"
+        try:
+            manifest = read_manifest(directory)
+        except HaloForgeError as error:
+            return ReleasedScores(name=name, version=version, problem=error.what)
+        if manifest.weights_sha256 != weights_sha256:
+            return _scores_of(name, version, directory, manifest)
+        earlier = [number for number in known if number < version]
+        version = max(earlier, default=None)
+    return ReleasedScores(name=name, version=None)
+
+
+def _aliased(home: Path) -> int | None:
+    """The version that the alias names, whether it is a link to its directory or a file with its name."""
+    for path in (home / RELEASED, home / "aliases" / RELEASED):
+        try:
+            text = path.readlink().name if path.is_symlink() else path.read_text(encoding="ascii")[:MAX_ALIAS_BYTES]
+        except (OSError, UnicodeDecodeError):
+            continue
+        digits = text.strip().removeprefix("v")
+        if digits.isdecimal():
+            return int(digits)
+    return None
+
+
+def _scores_of(name: str, version: int, directory: Path, manifest: Manifest) -> ReleasedScores:
+    sha256 = sha256_file(directory / MANIFEST_NAME)
+    entry = next((entry for entry in manifest.files if entry.path == SCORES), None)
+    path = directory / SCORES
+    if entry is None:
+        problem = "it was published without the scores of its items; publish it again from its run, evaluated again"
+    elif path.is_symlink() or not path.is_file() or sha256_file(path) != entry.sha256:
+        problem = f"its {SCORES} is not the file that was published (`halo-forge models verify {name}@{version}`)"
+    else:
+        return ReleasedScores(name=name, version=version, manifest_sha256=sha256, scores=path)
+    return ReleasedScores(name=name, version=version, manifest_sha256=sha256, problem=problem)

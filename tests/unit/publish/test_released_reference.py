@@ -1,0 +1,212 @@
+"""The released version as reference: the same items in pairs, on the same holdout, from the file that was published."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from halo_forge.artifacts import GateDecision, ReleasedComparison
+from halo_forge.errors import DataError
+from halo_forge.evaluate.released import read_scores
+from halo_forge.evaluate.statistics import compare_rates
+from halo_forge.publish import publish, verify_release
+from halo_forge.publish.released import SCORES, released_scores
+from halo_forge.runs import write_artifact
+from halo_forge.verdict import compare_with_released, judge_evaluation
+
+NUM_ITEMS = 120
+RULE = {"metric": "exact_match", "max_regression": 0.05, "against": "released"}
+
+
+def write_scores(built: Any, right: Any, *, holdout: str = "", max_new_tokens: int = 256, schema: str = "") -> None:
+    """eval/scores.jsonl of NUM_ITEMS items: `right` [N] bool, sources in turn, a likelihood for each."""
+    header = {
+        "schema_version": 1,
+        "weights_sha256": built.report.weights_sha256,
+        "sets": {"holdout": holdout or built.report.holdout_sha256, "general_texts": "g"},
+        "decoding": {"strategy": "greedy", "max_new_tokens": max_new_tokens},
+        "json_schema": schema,
+    }
+    lines = [
+        {"set": "holdout", "id": f"item-{index:03}", "slices": {"source": "ab"[index % 2]}, "num_tokens": 10,
+         "nll": 5.0 if right[index] else 9.0,
+         "scores": {"exact_match": float(right[index]), "schema_valid": 1.0}}
+        for index in range(NUM_ITEMS)
+    ]  # fmt: skip
+    path = built.run.file(SCORES)
+    lines = lines[::-1] if built.run.path.name.endswith("1") else lines  # pairs are by id, not by place
+    path.write_text("".join(json.dumps(line) + "\n" for line in [header, *lines]))
+
+
+def build(builder: ModuleType, directory: Path, seed: int, right: Any, **scores: Any) -> Any:
+    built = builder.build_run(directory / f"run-{seed}", registry=directory / "registry", seed=seed)
+    write_scores(built, right, **scores)
+    named = built.config.publish.model_copy(update={"name": "stub-writer"})
+    config = built.config.model_copy(update={"publish": named})
+    object.__setattr__(built, "config", config)
+    return built
+
+
+def judged(built: Any, **rule: Any) -> GateDecision:
+    rules = [*built.config.gate.rules, type(built.config.gate.rules[0])(**{**RULE, **rule})]
+    config = built.config.model_copy(update={"gate": built.config.gate.model_copy(update={"rules": rules})})
+    return judge_evaluation(config, built.run, built.report)
+
+
+def compared(built: Any) -> ReleasedComparison:
+    return compare_with_released(built.config, built.run, built.report)
+
+
+@pytest.fixture
+def right() -> Any:
+    return np.random.default_rng(5).random(NUM_ITEMS) < 0.7
+
+
+def test_the_first_release_is_told_and_not_held_back(builder: ModuleType, tmp_path: Path, right: Any) -> None:
+    decision = judged(build(builder, tmp_path, 1, right))
+    last = decision.rules[-1]
+    assert (decision.verdict, last.verdict, last.cause, last.blocking) == ("PASS", "INCONCLUSIVE", "no_release", False)
+    assert "no version of stub-writer is released yet" in last.reason
+
+
+def test_a_worse_second_version_is_refused_in_pairs(builder: ModuleType, tmp_path: Path, right: Any) -> None:
+    publish(*build(builder, tmp_path, 1, right).records)
+    worse = right.copy()
+    worse[np.flatnonzero(right)[:18]] = False
+    second = build(builder, tmp_path, 2, worse)
+    decision = judged(second)
+    last = decision.rules[-1]
+    assert (decision.verdict, last.verdict, last.cause) == ("FAIL", "FAIL", "regressed")
+    assert "since the released version, a loss of 0.15" in last.reason
+    (row,) = (
+        row for row in compared(second).comparisons if (row.metric, row.tuned.slice) == ("exact_match", "all")
+    )  # fmt: skip
+    expected = compare_rates(right.astype(float), worse.astype(float), 0.95)
+    assert (row.base.value, row.tuned.value, row.wins, row.losses) == (expected.base, expected.tuned, 0, 18)
+    assert expected.delta_interval is not None
+    assert (row.delta.low, row.delta.high) == (expected.delta_interval.low, expected.delta_interval.high)
+    assert decision.provenance.inputs["released/manifest.json"] == compared(second).manifest_sha256 != ""
+
+
+def test_as_good_a_version_passes_only_because_items_are_paired(
+    builder: ModuleType, tmp_path: Path, right: Any
+) -> None:
+    """One item of 120 changes: in pairs that is clear, as two samples the interval would be 0.23 wide."""
+    publish(*build(builder, tmp_path, 1, right).records)
+    nearly = right.copy()
+    nearly[np.flatnonzero(right)[0]] = False
+    decision = judged(build(builder, tmp_path, 2, nearly))
+    assert decision.rules[-1].verdict == "PASS", decision.rules[-1].reason
+
+
+def test_each_source_against_the_released_version(builder: ModuleType, tmp_path: Path, right: Any) -> None:
+    publish(*build(builder, tmp_path, 1, right).records)
+    worse = right.copy()
+    worse[np.flatnonzero(right & (np.arange(NUM_ITEMS) % 2 == 1))[:18]] = False
+    rows = {row.tuned.slice: row for row in compared(build(builder, tmp_path, 2, worse)).comparisons
+            if row.metric == "exact_match"}  # fmt: skip
+    assert rows["source=a"].delta.value == 0
+    assert rows["source=b"].delta.value == pytest.approx(-18 / 60)
+    assert rows["source=b"].delta.n == 60
+
+
+def test_perplexity_is_compared_over_all_tokens(builder: ModuleType, tmp_path: Path, right: Any) -> None:
+    publish(*build(builder, tmp_path, 1, right).records)
+    (row,) = (
+        row for row in compared(build(builder, tmp_path, 2, ~right)).comparisons
+        if (row.metric, row.tuned.slice) == ("perplexity", "all")
+    )  # fmt: skip
+    assert row.base.value == pytest.approx(np.exp(np.where(right, 5.0, 9.0).mean() / 10))
+    assert row.tuned.direction == "lower"
+
+
+@pytest.mark.parametrize(
+    ("scores", "why"),
+    [({"holdout": "another"}, "another holdout"), ({"max_new_tokens": 99}, "decoded otherwise")],
+)
+def test_what_was_not_measured_alike_is_inconclusive(
+    builder: ModuleType, tmp_path: Path, right: Any, scores: dict[str, Any], why: str
+) -> None:
+    publish(*build(builder, tmp_path, 1, right, **scores).records)
+    decision = judged(build(builder, tmp_path, 2, right))
+    last = decision.rules[-1]
+    assert (decision.verdict, last.cause, last.blocking) == ("INCONCLUSIVE", "not_comparable", True)
+    assert why in last.reason
+    assert "data.holdout_file" in (last.command or "")
+
+
+def test_another_schema_is_another_metric(builder: ModuleType, tmp_path: Path, right: Any) -> None:
+    publish(*build(builder, tmp_path, 1, right, schema="old").records)
+    decision = judged(build(builder, tmp_path, 2, right, schema="new"), metric="schema_valid")
+    assert decision.rules[-1].cause == "not_comparable"
+
+
+def test_a_version_without_scores_and_a_changed_file_are_inconclusive(
+    builder: ModuleType, tmp_path: Path, right: Any
+) -> None:
+    first = build(builder, tmp_path, 1, right)
+    first.run.file(SCORES).unlink()
+    release = publish(*first.records)
+    second = build(builder, tmp_path, 2, right)
+    assert "without the scores" in judged(second).rules[-1].reason
+    third = publish(*second.records)
+    path = Path(third.path) / SCORES
+    os.chmod(path, 0o644)
+    path.write_text(path.read_text().replace("1.0", "0.0"))
+    decision = judged(build(builder, tmp_path, 3, right))
+    assert (decision.verdict, decision.rules[-1].cause) == ("INCONCLUSIVE", "not_comparable")
+    assert "not the file that was published" in decision.rules[-1].reason
+    assert not verify_release(tmp_path / "registry", release.name, third.version).ok
+
+
+def test_a_run_is_judged_after_publishing_as_it_was_before(builder: ModuleType, tmp_path: Path, right: Any) -> None:
+    publish(*build(builder, tmp_path, 1, right).records)
+    better = right.copy()
+    better[np.flatnonzero(~right)[:6]] = True
+    second = build(builder, tmp_path, 2, better)
+    before = judged(second)
+    write_artifact(second.run.file("gate.json"), before)
+    publish(*second.records)
+    assert [rule.model_dump() for rule in judged(second).rules] == [rule.model_dump() for rule in before.rules]
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "aliases"])
+def test_the_alias_released_goes_before_the_newest(builder: ModuleType, tmp_path: Path, right: Any, kind: str) -> None:
+    for seed in (1, 2):
+        publish(*build(builder, tmp_path, seed, right).records)
+    home = tmp_path / "registry" / "stub-writer"
+    third = build(builder, tmp_path, 3, right)
+    assert released_scores(third.config, third.report.weights_sha256).version == 2
+    if kind == "link":
+        (home / "released").symlink_to("v1")
+    else:
+        path = home / "released" if kind == "file" else home / "aliases" / "released"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("v1\n")
+    assert released_scores(third.config, third.report.weights_sha256).version == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[]\n", '{"schema_version": 2, "sets": {}}\n', '{"schema_version": 1, "sets": []}\n', "\xff\n",
+     '{"schema_version": 1, "sets": {}}\n{"set": "holdout"}\n', '{"schema_version": 1, "sets": {}}\n[1]\n',
+     '{"schema_version": 1, "sets": {}}\n{"set": "s", "id": "1", "scores": {"m": "x"}}\n'],
+)  # fmt: skip
+def test_a_damaged_scores_file_is_an_error_in_words(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "scores.jsonl"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match="scores of single items"):
+        read_scores(path)
+
+
+def test_no_text_of_an_item_is_published(builder: ModuleType, tmp_path: Path, right: Any) -> None:
+    release = publish(*build(builder, tmp_path, 1, right).records)
+    kept = (Path(release.path) / SCORES).read_text()
+    assert "def " not in kept
+    assert len(kept.splitlines()) == NUM_ITEMS + 1
