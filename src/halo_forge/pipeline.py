@@ -26,7 +26,7 @@ from halo_forge.models.compute import Compute, known_compute, recall_compute, re
 from halo_forge.models.new_tokens import new_token_ids, tokenizer_of
 from halo_forge.models.pair import ModelPair
 from halo_forge.models.precision import apply_platform_settings
-from halo_forge.publish import publish
+from halo_forge.publish import prove_reload, publish
 from halo_forge.report import write_report
 from halo_forge.runs import (
     Notify,
@@ -240,8 +240,9 @@ def may_publish(settings: Config, decision: GateDecision) -> bool:
 def release(settings: Config, directory: RunDirectory, result: RunResult, notify: Notify) -> Release:
     notify("stage", {"name": "publish", "title": "a version with its lineage"})
     published = publish(
-        settings, directory, result.trained, result.report, result.decision, result.prepared, notify=notify
-    )
+        settings, directory, result.trained, result.report, result.decision, result.prepared,
+        notify=notify, prove=prove_reload,
+    )  # fmt: skip
     write_artifact(directory.file("release.json"), published)
     notify("stage.done", {"record": published})
     return published

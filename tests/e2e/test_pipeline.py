@@ -230,6 +230,7 @@ def test_a_published_version_is_listed_shown_and_verified(passed: Place) -> None
     (listed,) = json.loads(halo_forge("models", "list", *at, "--json").stdout)
     assert (listed["name"], listed["version"], listed["verdict"], listed["forced"]) == ("tiny", 1, "PASS", False)
     assert listed == json.loads(invoke("models", "show", "tiny@v1", *at, "--json").stdout)
+    assert listed["aliases"] == ["candidate", "released"]
     assert listed["manifest_sha256"] in invoke("models", "show", "tiny", *at).stdout
     verified = halo_forge("models", "verify", "tiny", *at)
     assert (verified.returncode, verified.stdout.strip()) == (0, "verified")

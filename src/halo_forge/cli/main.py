@@ -15,6 +15,7 @@ from halo_forge.cli import (
     data_tools,
     diagnose_command,
     init_command,
+    model_commands,
     plan_command,
     release_commands,
     sampling_commands,
@@ -73,9 +74,8 @@ def build() -> typer.Typer:
     app.command("gate")(release_commands.gate_command)
     app.command("publish")(release_commands.publish_command)
     models = make_app("Published versions.")
-    models.command("list")(release_commands.models_list_command)
-    models.command("show")(release_commands.models_show_command)
-    models.command("verify")(release_commands.models_verify_command)
+    for name, command in model_commands.COMMANDS.items():
+        models.command(name)(command)
     app.add_typer(models, name="models")
     app.command("monitor")(release_commands.monitor_command)
     app.command("report")(release_commands.report_command)

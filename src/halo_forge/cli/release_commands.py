@@ -1,4 +1,4 @@
-"""Commands over finished runs: `evaluate`, `gate`, `publish`, `models ...`, `monitor`, `report`."""
+"""Commands over finished runs: `evaluate`, `gate`, `publish`, `monitor`, `report`. `models ...`: model_commands.py."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from halo_forge.errors import ExitCode, UsageError
 from halo_forge.runs import RunDirectory, read_artifact, write_artifact
 
 RunArgument = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
-RegistryOption = Annotated[Path, typer.Option("--registry", help="Registry directory.", metavar="DIRECTORY")]
-DEFAULT_REGISTRY = Path("models/registry")
 
 
 def config_of(run: Path) -> Path:
@@ -102,69 +100,6 @@ def publish_command(
         print_json(release)
     else:
         print(f"{release.name} v{release.version}{' (forced)' if release.forced else ''}: {release.path}")
-
-
-@told_in_words
-def models_list_command(registry: RegistryOption = DEFAULT_REGISTRY, as_json: JsonOption = False) -> None:
-    """List published versions."""
-    from halo_forge.publish import list_releases
-
-    releases = list_releases(registry)
-    if as_json:
-        print_json(releases)
-        return
-    if not releases:
-        print(f"no versions in {registry}")
-    for release in releases:
-        forced = "  forced" if release.forced else ""
-        print(f"{release.name:<28} v{release.version:<4} {release.verdict:<13} {release.provenance.created_at}{forced}")
-
-
-@told_in_words
-def models_show_command(
-    name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
-    registry: RegistryOption = DEFAULT_REGISTRY,
-    as_json: JsonOption = False,
-) -> None:
-    """Print what a published version was made from and how it was judged."""
-    from halo_forge.publish import show_release
-
-    release = show_release(registry, *name_and_version(name))
-    if as_json:
-        print_json(release)
-        return
-    print(f"{release.name} v{release.version}  {release.verdict}{'  (forced)' if release.forced else ''}")
-    print(f"path      {release.path}\nmanifest  {release.manifest_sha256}\ncreated   {release.provenance.created_at}")
-    print(f"code      {release.provenance.code_version}")
-    for key, value in release.provenance.inputs.items():
-        print(f"{key:<32} {value}")
-
-
-@told_in_words
-def models_verify_command(
-    name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
-    registry: RegistryOption = DEFAULT_REGISTRY,
-    as_json: JsonOption = False,
-) -> None:
-    """Hash every file of a published version again. Exit code 1 if anything differs."""
-    from halo_forge.publish import verify_release
-
-    result = verify_release(registry, *name_and_version(name))
-    if as_json:
-        print_json(result)
-    else:
-        print("verified" if result.ok else "\n".join(result.problems))
-    if not result.ok:
-        raise typer.Exit(int(ExitCode.RUN_FAILED))
-
-
-def name_and_version(text: str) -> tuple[str, int | None]:
-    name, _, version = text.partition("@")
-    if not version:
-        return name, None
-    if not version.removeprefix("v").isdigit():
-        raise UsageError(f"{version!r} is not a version", where=text, expected="NAME, NAME@3 or NAME@v3")
-    return name, int(version.removeprefix("v"))
 
 
 @told_in_words

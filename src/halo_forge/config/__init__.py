@@ -11,7 +11,7 @@ yaml_text.py    values as YAML                             given.py      one key
 
 from __future__ import annotations
 
-from halo_forge.config.explain import config_json_schema, config_to_yaml, diff_configs, explain_config
+from halo_forge.config.explain import config_json_schema, config_to_yaml, diff_configs, explain_config, flatten
 from halo_forge.config.load import ResolvedConfig, config_sha256, load_config
 from halo_forge.config.schema import Config
 
@@ -23,5 +23,6 @@ __all__ = [
     "config_to_yaml",
     "diff_configs",
     "explain_config",
+    "flatten",
     "load_config",
 ]

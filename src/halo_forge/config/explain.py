@@ -55,7 +55,7 @@ def config_json_schema() -> dict[str, Any]:
 def diff_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What changed between two configurations as dicts: `training.learning_rate: 2e-05 -> 0.0001`, one line a key."""
     lines = []
-    before, after = _leaves(old), _leaves(new)
+    before, after = flatten(old), flatten(new)
     for dotted in dict.fromkeys((*before, *after)):
         if dotted not in before or dotted not in after or before[dotted] != after[dotted]:
             values = [yaml_value(side[dotted]) if dotted in side else "(not set)" for side in (before, after)]
@@ -71,11 +71,12 @@ def _shown_values(config: Config) -> dict[str, Any]:
     return values
 
 
-def _leaves(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as dotted keys; lists stay whole."""
     leaves: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping):
-            leaves |= _leaves(value, f"{prefix}{key}.")
+            leaves |= flatten(value, f"{prefix}{key}.")
         else:
             leaves[f"{prefix}{key}"] = value
     return leaves

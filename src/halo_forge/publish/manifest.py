@@ -10,7 +10,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from halo_forge.artifacts import Artifact, GateDecision, Record, Release, Verdict
+from halo_forge.artifacts import Artifact, GateDecision, PreparedData, Record, Release, Verdict
 from halo_forge.errors import DataError
 from halo_forge.runs import read_artifact, sha256_file, sha256_json, sha256_tree
 
@@ -24,11 +24,27 @@ RECORD_NAMES = frozenset(
         MANIFEST_NAME,
         "config.resolved.yaml",
         "data/manifest.json",
+        "environment.json",
         "eval/report.json",
         "eval/scores.jsonl",
         "gate.json",
+        "proof.json",
         "reference.json",
         "trained.json",
+    }
+)
+
+
+TOKENIZER_NAMES = frozenset(
+    {
+        "added_tokens.json",
+        "chat_template.jinja",
+        "merges.txt",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
     }
 )
 
@@ -42,7 +58,13 @@ class FileEntry(Record):
 
 
 class Manifest(Artifact):
-    """What a version is and what it was made from. Hashes are sha256 in hex."""
+    """What a version is and what it was made from. Hashes are sha256 in hex. Those that may be None were not recorded
+    by the halo-forge that published the version, or not measured (`base_model_sha256` without a proof).
+
+    template_sha256, base_tokenizer_sha256  what the rows were prepared with (chat.fingerprints)
+    tokenizer_files_sha256                  over names and hashes of the tokenizer's files in this version
+    base_model_sha256                       over the weights and config.json that the adapter was proven on
+    """
 
     name: str
     version: int
@@ -61,6 +83,19 @@ class Manifest(Artifact):
     parent_version: int | None
     parent_manifest_sha256: str | None
     files: tuple[FileEntry, ...]
+    template_sha256: str | None = None
+    base_tokenizer_sha256: str | None = None
+    tokenizer_files_sha256: str | None = None
+    generation_config_sha256: str | None = None
+    base_revision: str | None = None
+    base_model_sha256: str | None = None
+    environment_sha256: str | None = None
+    proof_sha256: str | None = None
+
+    def in_words(self) -> str:
+        """What binds this version, in two lines."""
+        forced = ", published by force" if self.forced else ""
+        return f"Quality gate: {self.verdict}{forced}.\nweights sha256 {self.weights_sha256}, base {self.base_model}"
 
 
 class VerifyResult(Record):
@@ -104,6 +139,12 @@ def content_sha256(entries: tuple[FileEntry, ...], splits: dict[str, str], decis
     files = [[entry.path, entry.sha256] for entry in entries if entry.path not in RECORD_NAMES]
     rules = [[rule.rule, rule.verdict] for rule in decision.rules]
     return sha256_json({"files": files, "splits": splits, "verdict": decision.verdict, "rules": rules})
+
+
+def tokenizer_files_sha256(entries: tuple[FileEntry, ...]) -> str:
+    """Over every file that turns text into ids, in the version's root and in tokenizer/."""
+    names = [[e.path, e.sha256] for e in entries if e.path.removeprefix("tokenizer/") in TOKENIZER_NAMES]
+    return sha256_json(sorted(names))
 
 
 def read_manifest(version_directory: Path) -> Manifest:
@@ -193,13 +234,22 @@ def _names_below(directory: Path) -> list[str]:
 def _broken_bindings(directory: Path, manifest: Manifest) -> list[str]:
     hash_of = {entry.path: entry.sha256 for entry in manifest.files}
     weights = [path for path in hash_of if "/" not in path and path.endswith(".safetensors")]
-    checks = {
+    checks: dict[str, tuple[object, object]] = {
         "weights_sha256": (manifest.weights_sha256, sha256_tree(directory, names=weights)),
         "gate_sha256": (manifest.gate_sha256, hash_of.get("gate.json")),
         "eval_report_sha256": (manifest.eval_report_sha256, hash_of.get("eval/report.json")),
         "data_manifest_sha256": (manifest.data_manifest_sha256, hash_of.get("data/manifest.json")),
         "config_sha256": (manifest.config_sha256, sha256_json(manifest.config)),
     }
+    recorded_since = {
+        "tokenizer_files_sha256": (manifest.tokenizer_files_sha256, tokenizer_files_sha256(manifest.files)),
+        "generation_config_sha256": (manifest.generation_config_sha256, hash_of.get("generation_config.json")),
+        "environment_sha256": (manifest.environment_sha256, hash_of.get("environment.json")),
+        "proof_sha256": (manifest.proof_sha256, hash_of.get("proof.json")),
+    }
+    if manifest.environment_sha256 is not None:  # older versions hold none of these
+        checks |= recorded_since
+    checks |= _data_bindings(directory, manifest) if "data/manifest.json" in hash_of else {}
     if "gate.json" in hash_of:
         decision = read_artifact(directory / "gate.json", GateDecision)
         content = content_sha256(manifest.files, manifest.split_sha256, decision)
@@ -210,3 +260,13 @@ def _broken_bindings(directory: Path, manifest: Manifest) -> list[str]:
         for field, (stated, found) in checks.items()
         if stated != found
     ]
+
+
+def _data_bindings(directory: Path, manifest: Manifest) -> dict[str, tuple[object, object]]:
+    prepared = read_artifact(directory / "data" / "manifest.json", PreparedData)
+    splits = {name: split.sha256 for name, split in prepared.splits.items()}
+    pairs: dict[str, tuple[object, object]] = {"split_sha256": (manifest.split_sha256, splits)}
+    if manifest.template_sha256 is not None:
+        pairs["template_sha256"] = (manifest.template_sha256, prepared.template_sha256)
+        pairs["base_tokenizer_sha256"] = (manifest.base_tokenizer_sha256, prepared.tokenizer_sha256)
+    return pairs

@@ -1,35 +1,40 @@
 """The local registry: `<registry>/<name>/v1, v2, ...`, each a directory that appears whole and never changes.
 
-A version is staged beside its final place and renamed into it. The rename is also what allocates the number: onto a
-version that exists it fails, so two publishers can never both own one, no number is skipped by a publisher that dies,
-and the version before is complete when its successor binds its hash. `latest` is a one-line file, replaced atomically.
+A version is staged beside its final place and renamed into it (store.py). The rename is also what allocates the number:
+onto a version that exists it fails, so two publishers can never both own one, no number is skipped by a publisher that
+dies, and the version before is complete when its successor binds its hash. Aliases and the log are in history.py.
+
+A version is named `NAME`, `NAME@3`, `NAME@v3`, `NAME@released`; a colon may stand for the @.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import re
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Literal
 
 from halo_forge.artifacts import Release
 from halo_forge.config.schema import Config
-from halo_forge.errors import HaloForgeError, ModelNotFound, UsageError
+from halo_forge.errors import DataError, HaloForgeError, ModelNotFound, UsageError
+from halo_forge.publish.history import (
+    LATEST,
+    LogLine,
+    complete_versions,
+    history_problems,
+    read_alias,
+    read_aliases,
+    read_log,
+    require_alias,
+    writing,
+)
 from halo_forge.publish.manifest import MANIFEST_NAME, Manifest, VerifyResult, read_manifest, release_of, verify_files
-from halo_forge.runs import Notify, fsync_directory, sha256_file, silent, write_atomic
+from halo_forge.publish.store import storage_errors
+from halo_forge.runs import Notify, sha256_file, silent
 
-LATEST = "latest"
-STAGING_PREFIX = ".staging-"
-ABANDONED_AFTER_S = 3600.0
+CANDIDATE, RELEASED = "candidate", "released"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_VERSION = re.compile(r"v([1-9][0-9]{0,8})")
+_NUMBER = re.compile(r"v?([1-9][0-9]{0,8})")
 
 
 # ---------------------------------------------------------------------------------------------- names
@@ -77,14 +82,30 @@ def list_releases(registry: Path, notify: Notify = silent) -> list[Release]:
     return releases
 
 
-def show_release(registry: Path, name: str, version: int | None = None) -> Release:
-    """One version; without a number the one that `latest` names. Raises ModelNotFound."""
+def name_and_version(text: str) -> tuple[str, int | str | None]:
+    """`NAME`, `NAME@3`, `NAME:v3`, `NAME@released` -> (name, version number, alias or None)."""
+    name, _, version = re.sub("[@:]", "@", text, count=1).partition("@")
+    if not version:
+        return name, None
+    number = _NUMBER.fullmatch(version)
+    if number is None and version != LATEST:
+        try:
+            require_alias(version)
+        except UsageError:
+            raise UsageError(
+                f"{version!r} is not a version", where=text, expected="NAME, NAME@3, NAME@v3 or NAME@ALIAS"
+            ) from None
+    return name, version if number is None else int(number[1])
+
+
+def show_release(registry: Path, name: str, version: int | str | None = None) -> Release:
+    """One version; without a number the released one, or the newest where none is. Raises ModelNotFound."""
     directory = version_directory(registry, name, version)
     return release_of(directory, read_manifest(directory))
 
 
-def verify_release(registry: Path, name: str, version: int | None = None) -> VerifyResult:
-    """Hash every file of a version again and walk the chain of manifests through it, both ways."""
+def verify_release(registry: Path, name: str, version: int | str | None = None) -> VerifyResult:
+    """Hash every file of a version again; walk the chain of manifests through it, both ways, and the model's log."""
     directory = version_directory(registry, name, version)
     number = int(directory.name[1:])
     try:
@@ -96,10 +117,27 @@ def verify_release(registry: Path, name: str, version: int | None = None) -> Ver
     if (manifest.name, manifest.version) != (name, number):
         broken.append(f"the manifest belongs to {manifest.name} v{manifest.version}")
     broken.extend(_broken_links(directory.parent))
+    broken.extend(history_problems(directory.parent))
     return result.model_copy(update={"broken": tuple(broken), "ok": result.ok and not broken})
 
 
-def version_directory(registry: Path, name: str, version: int | None) -> Path:
+def verified_version(registry: Path, name: str, version: int | str | None = None) -> tuple[Path, Manifest]:
+    """A version whose every byte was just found to be what its manifest says; for whoever loads or exports it.
+    Raises ModelNotFound, or DataError naming what is wrong."""
+    directory = version_directory(registry, name, version)
+    manifest = read_manifest(directory)
+    result = verify_files(directory, manifest)
+    if not result.ok:
+        raise DataError(
+            f"{name} {directory.name} is not what was published: {result.problems[0]}",
+            where=str(directory),
+            expected="every file as its manifest says",
+            fix=f"use another version (`halo-forge models rollback {name}`), or publish the run again",
+        )
+    return directory, manifest
+
+
+def version_directory(registry: Path, name: str, version: int | str | None) -> Path:
     home = registry / require_name(name, where="model name")
     known = complete_versions(home)
     if not known:
@@ -111,8 +149,10 @@ def version_directory(registry: Path, name: str, version: int | None) -> Path:
             expected=f"one of: {', '.join(names)}" if names else "a published model; the registry is empty",
             fix=f"halo-forge models show {near[0]}" if near else "halo-forge models list",
         )
+    if isinstance(version, str):
+        version = _aliased(home, version)
     if version is None:
-        version = pointed_version(home)
+        version = read_alias(home, RELEASED) or read_alias(home, LATEST)
         if version not in known:
             version = known[-1]
     if version not in known:
@@ -125,23 +165,17 @@ def version_directory(registry: Path, name: str, version: int | None) -> Path:
     return home / f"v{version}"
 
 
-def complete_versions(home: Path) -> list[int]:
-    """Numbers of the versions that a reader may use, ascending."""
-    return [number for number in _taken_versions(home) if (home / f"v{number}" / MANIFEST_NAME).is_file()]
-
-
-def pointed_version(home: Path) -> int | None:
-    with suppress(OSError, UnicodeDecodeError):
-        match = _VERSION.fullmatch((home / LATEST).read_text(encoding="ascii").strip())
-        return int(match[1]) if match else None
-    return None
-
-
-def _taken_versions(home: Path) -> list[int]:
-    if not home.is_dir():
-        return []
-    matches = (_VERSION.fullmatch(entry.name) for entry in home.iterdir())
-    return sorted(int(match[1]) for match in matches if match)
+def _aliased(home: Path, alias: str) -> int:
+    version = read_alias(home, alias)
+    if version is None:
+        names = sorted(read_aliases(home))
+        raise ModelNotFound(
+            f"{home.name} has no alias {alias!r}",
+            where=str(home),
+            expected=f"one of: {', '.join(names)}" if names else "a version: no alias was set",
+            fix=f"halo-forge models alias {home.name}@VERSION {alias}",
+        )
+    return version
 
 
 def _broken_links(home: Path) -> list[str]:
@@ -164,85 +198,52 @@ def _broken_links(home: Path) -> list[str]:
     return problems
 
 
-# ---------------------------------------------------------------------------------------------- writing
+# ---------------------------------------------------------------------------------------------- aliases
 
 
-@contextmanager
-def storage_errors(where: Path) -> Iterator[None]:
-    """Turn what the disk says (full, read-only, not a directory) into one clear error."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise HaloForgeError(
-            f"nothing was published: {error.strerror or error}",
-            where=str(error.filename or where),
-            expected="a directory that can be written, with room for the model",
-            fix="free some space and publish again" if full else "choose another directory with publish.registry",
-        ) from None
+def set_alias(registry: Path, name: str, version: int | str | None, alias: str) -> LogLine:
+    """Let an alias name a version. Raises UsageError, ModelNotFound, HaloForgeError (registry not writable)."""
+    require_alias(alias)
+    return _move(version_directory(registry, name, version), "alias", alias)
 
 
-@contextmanager
-def staging_directory(home: Path) -> Iterator[Path]:
-    """A directory beside the versions, locked while its publisher lives and removed unless it was renamed away."""
-    home.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(home)
-    staging = Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=home))
-    os.chmod(staging, 0o755)  # mkdtemp makes it private; a version is for everyone who may read the registry
-    descriptor = os.open(staging, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield staging
-    finally:
-        os.close(descriptor)
-        shutil.rmtree(staging, ignore_errors=True)
+def roll_back(registry: Path, name: str, to: int | str | None = None, alias: str = RELEASED) -> LogLine:
+    """Let an alias name the version that it named before, or `to`. Nothing is copied and the version that is left
+    stays for an inquiry. Calling it again goes one further back. The manifest and the size of every file are checked,
+    not their hashes, so that the size of the model does not decide how long it takes.
+
+    Raises UsageError where there is nothing to go back to, DataError for a version that is not whole.
+    """
+    current = version_directory(registry, name, require_alias(alias))
+    home = current.parent
+    if to is None:
+        before = read_log(home).stack(alias)[:-1]
+        if not before:
+            raise UsageError(
+                f"{alias} named no version before {current.name}",
+                where=str(home),
+                expected="a version to go back to",
+                fix=f"halo-forge models rollback {name} --to vN; halo-forge models list shows the versions",
+            )
+        to = before[-1]
+    directory = version_directory(registry, name, to)
+    for entry in read_manifest(directory).files:
+        path = directory / entry.path
+        if not path.is_file() or path.stat().st_size != entry.size_bytes:
+            raise DataError(
+                f"{directory.name} is not whole: {entry.path} is missing or has another size",
+                where=str(path),
+                fix=f"halo-forge models rollback {name} --to another version",
+            )
+    return _move(directory, "rollback", alias)
 
 
-def remove_abandoned(home: Path) -> None:
-    """Remove what publishers that were killed left behind: old, and locked by nobody."""
-    for staging in home.glob(f"{STAGING_PREFIX}*"):
-        with suppress(OSError):
-            if time.time() - staging.stat().st_mtime < ABANDONED_AFTER_S:
-                continue  # its publisher may not have taken the lock yet
-            descriptor = os.open(staging, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(staging)
-            finally:
-                os.close(descriptor)
-
-
-def next_version(home: Path) -> int:
-    """One more than any number seen; the pointer counts too, so that a deleted newest version is not reissued."""
-    return max([0, pointed_version(home) or 0, *_taken_versions(home)]) + 1
-
-
-def seal_and_claim(staging: Path, home: Path, version: int) -> bool:
-    """Make `staging` durable and rename it to v<version>; False when another publisher took that number first."""
-    for parent, _, files in os.walk(staging, topdown=False):
-        for name in files:
-            path = Path(parent) / name
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fchmod(descriptor, 0o444)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        fsync_directory(Path(parent))
-    try:
-        os.rename(staging, home / f"v{version}")
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False
-        raise
-    fsync_directory(home)
-    return True
-
-
-def point_latest(home: Path) -> None:
-    """Let `latest` name the newest version. Locked, so that it never goes back when publishers overtake each other."""
-    with open(home / ".lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        newest = complete_versions(home)[-1]
-        if pointed_version(home) != newest:
-            write_atomic(home / LATEST, f"v{newest}\n")
+def _move(directory: Path, action: Literal["alias", "rollback"], alias: str) -> LogLine:
+    home, version = directory.parent, int(directory.name[1:])
+    with storage_errors(home, "nothing was changed"), writing(home) as writer:
+        return writer.append(
+            action,
+            version=version,
+            manifest_sha256=sha256_file(directory / MANIFEST_NAME),
+            moves={alias: version},
+        )

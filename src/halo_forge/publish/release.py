@@ -6,9 +6,13 @@ in the registry are the bytes that the gate judged, or there is no version.
 
 from __future__ import annotations
 
+import functools
+import platform
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import yaml
 
@@ -16,6 +20,7 @@ from halo_forge.artifacts import EvalReport, GateDecision, PreparedData, Release
 from halo_forge.config.schema import Config
 from halo_forge.errors import DataError, ExitCode, HaloForgeError
 from halo_forge.publish.card import CardFacts, render_card
+from halo_forge.publish.history import LATEST, complete_versions, read_alias, record_publication, taken_versions
 from halo_forge.publish.manifest import (
     CARD_NAME,
     MANIFEST_NAME,
@@ -25,18 +30,13 @@ from halo_forge.publish.manifest import (
     file_entries,
     read_manifest,
     release_of,
+    tokenizer_files_sha256,
 )
+from halo_forge.publish.proof import NOT_PROVEN, PROOF_NAME, Proof, Prove
 from halo_forge.publish.reference import build_reference
-from halo_forge.publish.registry import (
-    complete_versions,
-    next_version,
-    point_latest,
-    release_name,
-    seal_and_claim,
-    staging_directory,
-    storage_errors,
-)
+from halo_forge.publish.registry import CANDIDATE, RELEASED, release_name
 from halo_forge.publish.released import SCORES
+from halo_forge.publish.store import claim, share_files, staging_directory, storage_errors
 from halo_forge.publish.weights import WeightFacts, check_weights, require_no_pickle, weights_sha256
 from halo_forge.runs import (
     Notify,
@@ -88,12 +88,16 @@ def publish(
     decision: GateDecision,
     prepared: PreparedData,
     notify: Notify = silent,
+    prove: Prove | None = None,
 ) -> Release:
     """Make the run's final model a version of `<publish.registry>/<name>/` and write release.json into the run.
 
+    prove  how the staged bytes are held against the trained model (`proof.prove_reload`); None publishes unproven, and
+           the version's proof.json says so
     Publishing the same content again returns the version that holds it. Raises PublishRefused (no PASS and not
-    forced; hashes that do not agree), DataError (weights that do not load, are not finite, or a pickle) and
-    HaloForgeError (disk full, registry not writable); none of them leaves a part of a version behind.
+    forced; hashes that do not agree; bytes that answer otherwise than the trained model, also when forced), DataError
+    (weights that do not load, are not finite, or a pickle) and HaloForgeError (disk full, registry not writable); none
+    of them leaves a part of a version behind.
     """
     name = release_name(config)
     records = RunRecords(config=config, trained=trained, report=report, decision=decision, prepared=prepared)
@@ -101,8 +105,10 @@ def publish(
     require_one_story(records)
     home = Path(config.publish.registry) / name
     with storage_errors(home):
-        release, is_new = _stage_and_claim(records, run, home, notify)
-        point_latest(home)
+        release, is_new = _stage_and_claim(records, run, home, notify, prove)
+        # A version that did not pass is a candidate, and is never called released.
+        aliases = [CANDIDATE] if release.forced else [CANDIDATE, RELEASED]
+        record_publication(home, release.version, aliases, note="forced" if release.forced else "")
     with storage_errors(run.path):
         write_artifact(run.file("release.json"), release)
     forced = ", forced: the gate did not pass" if release.forced else ""
@@ -168,7 +174,9 @@ def require_one_story(records: RunRecords) -> None:
 # ---------------------------------------------------------------------------------------------- staging
 
 
-def _stage_and_claim(records: RunRecords, run: RunDirectory, home: Path, notify: Notify) -> tuple[Release, bool]:
+def _stage_and_claim(
+    records: RunRecords, run: RunDirectory, home: Path, notify: Notify, prove: Prove | None
+) -> tuple[Release, bool]:
     with staging_directory(home) as staging:
         _copy_model(final_model_directory(run, records.trained), staging)
         require_no_pickle(staging)
@@ -184,15 +192,45 @@ def _stage_and_claim(records: RunRecords, run: RunDirectory, home: Path, notify:
         _write_records(records, run, staging)
         entries = file_entries(staging)
         content = content_sha256(entries, split_hashes(records.prepared), records.decision)
+        existing = _version_with(home, content, notify)
+        if existing is not None:
+            return existing, False
+        proof = _proven(records, run, staging, notify, prove)
+        write_json(staging / PROOF_NAME, proof.model_dump(mode="json"))
+        share_files(home.parent, staging, entries)
         while True:
             existing = _version_with(home, content, notify)
             if existing is not None:
                 return existing, False
-            version = next_version(home)
-            _write_card_and_manifest(records, facts, staging, home, version)
-            if seal_and_claim(staging, home, version):
+            version = _next_version(home)
+            _write_card_and_manifest(records, facts, staging, home, version, proof)
+            if claim(staging, home, version):
                 directory = home / f"v{version}"
                 return release_of(directory, read_manifest(directory)), True
+
+
+def _proven(records: RunRecords, run: RunDirectory, staging: Path, notify: Notify, prove: Prove | None) -> Proof:
+    """The proof of the staged bytes; the evidence of a refusal is kept in the run."""
+    if prove is None:
+        return NOT_PROVEN
+    proof = prove(staging, records.config, run, records.trained, records.prepared)
+    write_json(run.file("publish_proof.json"), proof.model_dump(mode="json"))
+    if not proof.ok:
+        wrong = proof.mismatches[0]
+        raise PublishRefused(
+            f"what would be published is not the model that was trained: {wrong.what}",
+            where=str(run.file("publish_proof.json")),
+            expected=f"{wrong.expected}, found {wrong.found}",
+            fix="leave final_model/ as training wrote it: train the run again, or restore the file that was changed",
+        )
+    words = f"{proof.num_identical} of {proof.num_prompts} golden prompts answered token for token the same"
+    notify("note", {"text": f"the staged version was loaded in a fresh process: {words}"})
+    return proof
+
+
+def _next_version(home: Path) -> int:
+    """One more than any number seen; the pointer counts too, so that a deleted newest version is not reissued."""
+    return max([0, read_alias(home, LATEST) or 0, *taken_versions(home)]) + 1
 
 
 def final_model_directory(run: RunDirectory, trained: TrainedModel) -> Path:
@@ -229,12 +267,27 @@ def _write_records(records: RunRecords, run: RunDirectory, staging: Path) -> Non
     scores = run.file(SCORES)
     if scores.is_file():
         shutil.copyfile(scores, staging / SCORES)
+    write_json(staging / "environment.json", environment())
     write_json(staging / "reference.json", build_reference(run.path, records.report, records.prepared))
     resolved = run.file("config.resolved.yaml")
     if resolved.is_file():
         shutil.copyfile(resolved, staging / resolved.name)
     else:
         write_atomic(staging / resolved.name, yaml.safe_dump(records.config.to_dict(), sort_keys=False))
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """The software that published: every installed package with its version, the interpreter and the platform."""
+    # The names of the directories say it; importlib.metadata would parse every package's description for it.
+    installed = [path.name for entry in sys.path for path in Path(entry).glob("*.dist-info")]
+    parts = (name.removesuffix(".dist-info").rpartition("-") for name in installed)
+    packages = {name.lower(): version for name, _, version in parts}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": dict(sorted(packages.items())),
+    }
 
 
 def _version_with(home: Path, content: str, notify: Notify) -> Release | None:
@@ -250,7 +303,9 @@ def _version_with(home: Path, content: str, notify: Notify) -> Release | None:
     return None
 
 
-def _write_card_and_manifest(records: RunRecords, facts: WeightFacts, staging: Path, home: Path, version: int) -> None:
+def _write_card_and_manifest(
+    records: RunRecords, facts: WeightFacts, staging: Path, home: Path, version: int, proof: Proof
+) -> None:
     card = CardFacts(
         name=home.name,
         version=version,
@@ -264,6 +319,7 @@ def _write_card_and_manifest(records: RunRecords, facts: WeightFacts, staging: P
     )
     write_atomic(staging / CARD_NAME, render_card(card))
     manifest = _manifest(records, file_entries(staging), home, version)
+    manifest = manifest.model_copy(update={"base_model_sha256": proof.base_model_sha256})
     write_artifact(staging / MANIFEST_NAME, manifest)
 
 
@@ -306,4 +362,11 @@ def _manifest(records: RunRecords, entries: tuple[FileEntry, ...], home: Path, v
         parent_version=parent,
         parent_manifest_sha256=sha256_file(home / f"v{parent}" / MANIFEST_NAME) if parent else None,
         files=entries,
+        template_sha256=records.prepared.template_sha256,
+        base_tokenizer_sha256=records.prepared.tokenizer_sha256,
+        tokenizer_files_sha256=tokenizer_files_sha256(entries),
+        generation_config_sha256=hash_of.get("generation_config.json"),
+        base_revision=records.config.model.revision,
+        environment_sha256=hash_of["environment.json"],
+        proof_sha256=hash_of[PROOF_NAME],
     )

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from halo_forge.config.schema import Config
 from halo_forge.errors import HaloForgeError
+from halo_forge.publish.history import complete_versions, read_alias
 from halo_forge.publish.manifest import MANIFEST_NAME, Manifest, read_manifest
-from halo_forge.publish.registry import complete_versions, release_name
+from halo_forge.publish.registry import RELEASED, release_name
 from halo_forge.runs import sha256_file
 
-RELEASED = "released"
 SCORES = "eval/scores.jsonl"
-MAX_ALIAS_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +36,7 @@ def released_scores(config: Config, weights_sha256: str) -> ReleasedScores:
     name = release_name(config)
     home = Path(config.publish.registry) / name
     known = complete_versions(home)
-    named = _aliased(home)
+    named = read_alias(home, RELEASED)
     start = named if named in known else max(known, default=None)
     version = start
     while version is not None:
@@ -51,19 +50,6 @@ def released_scores(config: Config, weights_sha256: str) -> ReleasedScores:
         earlier = [number for number in known if number < version]
         version = max(earlier, default=None)
     return ReleasedScores(name=name, version=None)
-
-
-def _aliased(home: Path) -> int | None:
-    """The version that the alias names, whether it is a link to its directory or a file with its name."""
-    for path in (home / RELEASED, home / "aliases" / RELEASED):
-        try:
-            text = path.readlink().name if path.is_symlink() else path.read_text(encoding="ascii")[:MAX_ALIAS_BYTES]
-        except (OSError, UnicodeDecodeError):
-            continue
-        digits = text.strip().removeprefix("v")
-        if digits.isdecimal():
-            return int(digits)
-    return None
 
 
 def _scores_of(name: str, version: int, directory: Path, manifest: Manifest) -> ReleasedScores:

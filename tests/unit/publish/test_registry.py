@@ -16,8 +16,9 @@ import pytest
 
 from halo_forge.errors import DataError, ModelNotFound, UsageError
 from halo_forge.publish import list_releases, publish, show_release, verify_release
+from halo_forge.publish.history import complete_versions
 from halo_forge.publish.manifest import read_manifest
-from halo_forge.publish.registry import complete_versions, seal_and_claim, staging_directory
+from halo_forge.publish.store import claim, staging_directory
 from halo_forge.runs import sha256_file
 
 
@@ -133,14 +134,20 @@ def test_a_manifest_rewritten_to_match_is_found_by_its_successor(builder: Module
     replace_file(directory / "manifest.json", json.dumps(manifest))
     result = verify_release(registry, "run", 1)
     assert (result.missing, result.changed, result.extra) == ((), (), ())
-    assert result.problems == ("chain: the manifest of v1 is not the one that v2 was published after",)
+    assert result.problems == (
+        "chain: the manifest of v1 is not the one that v2 was published after",
+        "log: the manifest of v1 is not the one that was published",
+    )
     assert not verify_release(registry, "run", 3).ok
 
 
 def test_a_lost_parent_breaks_the_chain(builder: ModuleType, tmp_path: Path) -> None:
     registry = publish_versions(builder, tmp_path, 2)
     shutil.rmtree(registry / "run" / "v1")
-    assert verify_release(registry, "run", 2).problems == ("chain: v2 names v1 as its parent, which is not here",)
+    assert verify_release(registry, "run", 2).problems == (
+        "chain: v2 names v1 as its parent, which is not here",
+        "log: v1 was published and is not here",
+    )
 
 
 @pytest.mark.parametrize("field", ["weights_sha256", "gate_sha256", "eval_report_sha256", "config_sha256", "verdict"])
@@ -292,7 +299,7 @@ def test_a_number_that_is_taken_is_not_taken_again(tmp_path: Path) -> None:
     for content in ("first", "second"):
         with staging_directory(home) as staging:
             (staging / "manifest.json").write_text(content)
-            claimed = seal_and_claim(staging, home, 1)
+            claimed = claim(staging, home, 1)
             assert claimed == (content == "first")
     assert (home / "v1" / "manifest.json").read_text() == "first"
     assert [entry.name for entry in home.iterdir()] == ["v1"]
