@@ -272,7 +272,13 @@ def one_run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    title = f"{arguments.workload} {arguments.method}"
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.contestants}
+    if arguments.add:
+        runs = known[title]["runs"]
+        if set(runs) != set(arguments.contestants):
+            raise SystemExit(f"the runs to add to are of {', '.join(runs)}")
     with tempfile.TemporaryDirectory() as work:
         rows = Path(work) / "rows.npz"
         write_rows(arguments.data, arguments.workload, arguments.per_step * arguments.steps, rows)
@@ -294,8 +300,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                 )
             require_parity(runs)
             found = summary(arguments, runs)
-            known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-            RESULTS.write_text(json.dumps(known | {f"{arguments.workload} {arguments.method}": found}, indent=2) + "\n")
+            RESULTS.write_text(json.dumps(known | {title: found}, indent=2) + "\n")
     return found
 
 
@@ -336,7 +341,7 @@ def summary(arguments: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]
         }  # fmt: skip
     return {
         "workload": arguments.workload, "method": arguments.method, "examples_per_step": arguments.per_step,
-        "steps": arguments.steps, "pairs": len(ours), "contestants": contestants, "ratios": ratios,
+        "steps": arguments.steps, "pairs": len(ours), "contestants": contestants, "ratios": ratios, "runs": runs,
         "cores": os.cpu_count(), "machine": platform.machine(),
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "peft")},
     }  # fmt: skip
@@ -348,6 +353,7 @@ def main() -> None:
     parser.add_argument("--workload", choices=("gsm8k", "answers", "fewshot"), default="gsm8k")
     parser.add_argument("--method", choices=("lora", "full"), default="lora")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--add", action="store_true", help="to the pairs of this workload and method in results/")
     parser.add_argument("--per-step", type=int, default=16, help="examples of an optimizer step")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps; the first is not timed")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))

@@ -319,31 +319,40 @@ def leaf(*shape: int) -> torch.Tensor:
 def test_gradients_of_the_pieces_are_those_of_finite_differences() -> None:
     x, weight, bias = leaf(5, 6), leaf(6), leaf(9)
     assert torch.autograd.gradcheck(lambda x, w: ops.RmsNorm.apply(x, w, 1e-5, torch.float64), (x, weight))
-    assert torch.autograd.gradcheck(ops.SwiGlu.apply, (leaf(5, 8),))
     masters = [leaf(4, 6), leaf(5, 6)]
     joint = torch.cat(masters).detach()
-
-    def joined(x: torch.Tensor, bias: torch.Tensor, *masters: torch.Tensor) -> torch.Tensor:
-        joint.copy_(torch.cat(masters).detach())
-        return ops.JointLinear.apply(x, joint.clone(), bias, *masters)  # type: ignore[no-any-return]
-
-    assert torch.autograd.gradcheck(joined, (x, bias, *masters))
     adapters = [leaf(2, 6), leaf(4, 2), leaf(3, 6), leaf(5, 3)]
-    for dropout in (0.0, 0.3):
+    for gated, seen in ((False, x), (True, leaf(5, 12))):
 
-        def adapted(x: torch.Tensor, *adapters: torch.Tensor, dropout: float = dropout) -> torch.Tensor:
-            torch.manual_seed(0)
-            kept = ops.kept_by_dropout(x.shape, dropout, x.device) if dropout else None
-            return ops.LoraLinear.apply(x, joint, None, (0.5, 2.0), dropout, kept, *adapters)  # type: ignore[no-any-return]
+        def joined(x: torch.Tensor, bias: torch.Tensor, *masters: torch.Tensor, gated: bool = gated) -> torch.Tensor:
+            joint.copy_(torch.cat(masters).detach())
+            return ops.JointLinear.apply(x, gated, joint.clone(), bias, *masters)  # type: ignore[no-any-return]
 
-        assert torch.autograd.gradcheck(adapted, (x, *adapters))
+        assert torch.autograd.gradcheck(joined, (seen, bias, *masters))
+        for dropout in (0.0, 0.3):
+
+            def adapted(
+                x: torch.Tensor, *adapters: torch.Tensor, gated: bool = gated, dropout: float = dropout
+            ) -> torch.Tensor:
+                torch.manual_seed(0)
+                kept = ops.kept_by_dropout(torch.Size([5, 6]), dropout, x.device) if dropout else None
+                return ops.LoraLinear.apply(x, gated, joint, None, (0.5, 2.0), dropout, kept, *adapters)  # type: ignore[no-any-return]
+
+            assert torch.autograd.gradcheck(adapted, (seen, *adapters))
+
+
+def test_a_gate_is_silu_times_up() -> None:
+    joint, x = leaf(9, 6), leaf(5, 12)
+    gate, up = x.chunk(2, 1)
+    found = ops.JointLinear.apply(x, True, joint, None)
+    assert torch.allclose(found, (torch.nn.functional.silu(gate) * up) @ joint.T)
 
 
 def test_adapter_dropout_is_one_mask_on_the_input() -> None:
     x, joint, adapters = leaf(50, 6), leaf(9, 6), [leaf(2, 6), leaf(4, 2), leaf(3, 6), leaf(5, 3)]
     torch.manual_seed(3)
     kept = ops.kept_by_dropout(torch.Size([50, 6]), 0.4, torch.device("cpu"))
-    found = ops.LoraLinear.apply(x, joint, None, (0.5, 2.0), 0.4, kept, *adapters)
+    found = ops.LoraLinear.apply(x, False, joint, None, (0.5, 2.0), 0.4, kept, *adapters)
     dropped = x * kept / 0.6
     parts = [dropped @ adapters[0].T @ adapters[1].T * 0.5, dropped @ adapters[2].T @ adapters[3].T * 2.0]
     assert torch.allclose(found, x @ joint.T + torch.cat(parts, 1))

@@ -165,7 +165,7 @@ class TrainingSection(Section):
     """Regroup the examples of one optimizer step into micro-batches of at most micro_batch_tokens tokens. The step
     sees the same examples and has the same gradient; documents never attend to each other."""
     micro_batch_tokens: Annotated[int, Field(ge=8)] | None = None
-    """Tokens per packed micro-batch. Default: per_device_train_batch_size x max_seq_length, at most 2048 on CPU."""
+    """Tokens per packed micro-batch. Default: per_device_train_batch_size x max_seq_length, at most 1536 on CPU."""
     supervised_logits_only: bool = True
     """Compute vocabulary logits only where a target is trained. Same loss and gradient; false computes them all."""
     skip_unread: bool = True

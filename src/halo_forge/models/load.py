@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from halo_forge.errors import ModelNotFound, OutOfMemory
@@ -112,8 +113,18 @@ def load_model(
     model: PreTrainedModel = loaded[0]  # in eval mode, as from_pretrained leaves it
     _check_report(loaded[1], directory, notify)
     _check_finite(model, directory)
+    if device.type == "cpu" and dtype == _stored_dtype(directory):
+        own_weights(model)
     keep_weights_as_loaded(model)
     return model
+
+
+def own_weights(model: PreTrainedModel) -> None:
+    """Copy weights that are pages of the mapped file, as those are that keep the file's type. Such a file takes memory
+    in full for as long as one weight lies in it, also for those that were replaced; and where another program shortens
+    it, the process dies."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def check_architecture(directory: Path) -> None:
@@ -159,6 +170,12 @@ def _check_finite(model: PreTrainedModel, directory: Path) -> None:
                 f"the weight {name} holds values that are not finite", where=str(directory),
                 fix="copy or download the model again",
             )  # fmt: skip
+
+
+def _stored_dtype(directory: Path) -> torch.dtype | None:
+    with safe_open(inspection.weight_files(directory)[0], framework="pt") as file:
+        name = next(iter(file.keys()), None)
+        return file.get_tensor(name).dtype if name is not None else None
 
 
 def _num_bytes(directory: Path, dtype: torch.dtype) -> int:

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from halo_forge.models.fast.attention import RotaryAttention, document_blocks
 from halo_forge.models.fast.head import NOTHING, HeadNll, RowGradient, Softening, Targets
 from halo_forge.models.fast.kernels import flex, kernel_of, rotated_heads, varlen
-from halo_forge.models.fast.ops import JointLinear, LoraLinear, RmsNorm, SwiGlu, kept_by_dropout
+from halo_forge.models.fast.ops import JointLinear, LoraLinear, RmsNorm, kept_by_dropout
 from halo_forge.models.fast.row import PackedRow
 
 _PARTS = {
@@ -88,11 +88,14 @@ class Projection:
             return None
         return kept_by_dropout(torch.Size([num_tokens, self.joint.shape[1]]), self.dropout, self.joint.device)
 
-    def __call__(self, x: torch.Tensor, kept: torch.Tensor | None, with_adapters: bool) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, kept: torch.Tensor | None, with_adapters: bool, *, gated: bool = False
+    ) -> torch.Tensor:
+        """Of x, or, `gated`, of the SwiGLU of x."""
         bias = torch.cat(self.biases) if self.biases else None
         if self.adapters and with_adapters:
-            return LoraLinear.apply(x, self.joint, bias, self.scales, self.dropout, kept, *self.adapters)
-        return JointLinear.apply(x, self.joint, bias, *self.masters)
+            return LoraLinear.apply(x, gated, self.joint, bias, self.scales, self.dropout, kept, *self.adapters)
+        return JointLinear.apply(x, gated, self.joint, bias, *self.masters)
 
 
 def _copy_rows(joint: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
@@ -175,8 +178,8 @@ def after_attention(
 ) -> torch.Tensor:
     """The residual stream [N, D] behind the layer, from that before it and what attention gives [N, H * E]."""
     x = x + layer.output(attended, kept[0], with_adapters)
-    inner = SwiGlu.apply(layer.gate_up(_normed(layer.mlp_norm, x, heads.dtype), kept[1], with_adapters))
-    return x + layer.down(inner, kept[2], with_adapters)
+    gate_up = layer.gate_up(_normed(layer.mlp_norm, x, heads.dtype), kept[1], with_adapters)
+    return x + layer.down(gate_up, kept[2], with_adapters, gated=True)
 
 
 def _with_normed_heads(qkv: torch.Tensor, heads: Heads, q_norm: nn.Module, k_norm: nn.Module) -> torch.Tensor:

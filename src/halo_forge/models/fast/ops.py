@@ -39,26 +39,21 @@ class RmsNorm(torch.autograd.Function):
         return d_x.to(x.dtype), d_weight, None, None
 
 
-class SwiGlu(torch.autograd.Function):
-    """silu(gate) * up (Shazeer 2020) of the joint projection [N, 2 F]; keeps nothing but its input."""
+def opened_gate(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu of the first half of a joint projection [N, 2 F]."""
+    return F.silu(gate_up.chunk(2, 1)[0])
 
-    @staticmethod
-    def forward(ctx: Any, gate_up: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gate_up)
-        gate, up = gate_up.chunk(2, 1)
-        return F.silu(gate).mul_(up)
 
-    @staticmethod
-    def backward(ctx: Any, upstream: torch.Tensor) -> torch.Tensor:
-        (gate_up,) = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, 1)
-        if torch.compiler.is_compiling():  # which fuses the two halves, and cannot trace a write into one of them
-            return torch.cat([torch.ops.aten.silu_backward(upstream * up, gate), upstream * F.silu(gate)], 1)
-        gradient = torch.empty_like(gate_up)
-        d_gate, d_up = gradient.chunk(2, 1)
-        torch.mul(upstream, F.silu(gate), out=d_up)
-        d_gate.copy_(torch.ops.aten.silu_backward(upstream * up, gate))
-        return gradient
+def swiglu_gradient(gate_up: torch.Tensor, opened: torch.Tensor, upstream: torch.Tensor) -> torch.Tensor:
+    """[N, 2 F]: the gradient of silu(gate) * up (Shazeer 2020) from that of its output [N, F]; opened is silu(gate)."""
+    gate, up = gate_up.chunk(2, 1)
+    if torch.compiler.is_compiling():  # which fuses the two halves, and cannot trace a write into one of them
+        return torch.cat([torch.ops.aten.silu_backward(upstream * up, gate), upstream * opened], 1)
+    gradient = torch.empty_like(gate_up)
+    d_gate, d_up = gradient.chunk(2, 1)
+    torch.mul(upstream, opened, out=d_up)
+    d_gate.copy_(torch.ops.aten.silu_backward(upstream * up, gate))
+    return gradient
 
 
 class JointLinear(torch.autograd.Function):
@@ -66,28 +61,35 @@ class JointLinear(torch.autograd.Function):
 
     x [N, D], joint [O, D] in the compute type, bias [O] or None; `masters` are the trained weights that `joint` is a
     copy of, one under the other (none where they are frozen).
+    gated     x is a joint projection [N, 2 D], and what the layers see its SwiGLU [N, D]: made again in the backward
+              pass, it need not be kept
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, joint: torch.Tensor, bias: torch.Tensor | None, *masters: torch.Tensor
+        ctx: Any, x: torch.Tensor, gated: bool, joint: torch.Tensor, bias: torch.Tensor | None, *masters: torch.Tensor
     ) -> torch.Tensor:
-        ctx.save_for_backward(x if masters else None, joint)
+        ctx.save_for_backward(x if masters or gated else None, joint)
+        ctx.gated = gated
         ctx.sizes = [len(master) for master in masters]
         ctx.dtypes = [master.dtype for master in masters]
         ctx.bias_dtype = bias.dtype if bias is not None else None
-        return F.linear(x, joint, bias.to(x.dtype) if bias is not None else None)
+        seen, _ = _seen(x, gated)
+        return F.linear(seen, joint, bias.to(x.dtype) if bias is not None else None)
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, joint = ctx.saved_tensors
-        d_x = upstream @ joint if ctx.needs_input_grad[0] else None
-        d_bias = upstream.sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        seen, opened = _seen(x, ctx.gated)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = _past_the_gate(upstream @ joint, x, opened)
+        d_bias = upstream.sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[3] else None
         d_masters: list[torch.Tensor | None] = []
         if ctx.sizes:
-            d_joint = upstream.T @ x
+            d_joint = upstream.T @ seen
             d_masters = [part.to(dtype) for part, dtype in zip(d_joint.split(ctx.sizes), ctx.dtypes, strict=True)]
-        return d_x, None, d_bias, *d_masters
+        return d_x, None, None, d_bias, *d_masters
 
 
 class LoraLinear(torch.autograd.Function):
@@ -97,8 +99,9 @@ class LoraLinear(torch.autograd.Function):
     [O, R] their scaled up-projections as a block diagonal, whose zeros cost less than products of their own would.
     Dropout draws one mask for the input, where peft draws one per adapter.
 
-    kept      bool as x, False where dropout drops (`kept_by_dropout`), or None; drawn outside, so that compiled code
-              draws nothing and an interrupted run draws the same
+    gated     as of JointLinear
+    kept      bool as what the layers see, False where dropout drops (`kept_by_dropout`), or None; drawn outside, so
+              that compiled code draws nothing and an interrupted run draws the same
     adapters  A and B of each layer in turn, masters in their own type; empty ones for layers without
     """
 
@@ -106,6 +109,7 @@ class LoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
+        gated: bool,
         joint: torch.Tensor,
         bias: torch.Tensor | None,
         scales: tuple[float, ...],
@@ -115,11 +119,12 @@ class LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         down = torch.cat([a.to(x.dtype) for a in adapters[::2]])
         up = torch.block_diag(*(b * scale for b, scale in zip(adapters[1::2], scales, strict=True))).to(x.dtype)
-        inner = _dropped(x, kept, dropout) @ down.T
-        output = F.linear(x, joint, bias.to(x.dtype) if bias is not None else None)
+        seen, _ = _seen(x, gated)
+        inner = _dropped(seen, kept, dropout) @ down.T
+        output = F.linear(seen, joint, bias.to(x.dtype) if bias is not None else None)
         output.addmm_(inner, up.T)
         ctx.save_for_backward(x, joint, down, up, inner, kept)
-        ctx.scales, ctx.dropout = scales, dropout
+        ctx.gated, ctx.scales, ctx.dropout = gated, scales, dropout
         ctx.shapes = [(len(a), len(b)) for a, b in zip(adapters[::2], adapters[1::2], strict=True)]
         ctx.dtypes = [adapter.dtype for adapter in adapters]
         return output
@@ -127,8 +132,9 @@ class LoraLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, joint, down, up, inner, kept = ctx.saved_tensors
+        seen, opened = _seen(x, ctx.gated)
         d_inner = upstream @ up
-        d_down = d_inner.T @ _dropped(x, kept, ctx.dropout)
+        d_down = d_inner.T @ _dropped(seen, kept, ctx.dropout)
         d_up = upstream.T @ inner
         d_x = None
         if ctx.needs_input_grad[0]:
@@ -137,13 +143,26 @@ class LoraLinear(torch.autograd.Function):
                 d_x.addmm_(d_inner, down)
             else:
                 d_x.add_(_dropped(d_inner @ down, kept, ctx.dropout))
+            d_x = _past_the_gate(d_x, x, opened)
         gradients: list[torch.Tensor | None] = []
         row = column = 0
         for (rank, num_outputs), scale, dtype in zip(ctx.shapes, ctx.scales, ctx.dtypes[::2], strict=True):
             own = d_up[row : row + num_outputs, column : column + rank]
             gradients += [d_down[column : column + rank].to(dtype), own.to(dtype) * scale]
             row, column = row + num_outputs, column + rank
-        return d_x, None, None, None, None, None, *gradients
+        return d_x, *[None] * 6, *gradients
+
+
+def _seen(x: torch.Tensor, gated: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(what the layers see of x, the opened gate or None)"""
+    if not gated:
+        return x, None
+    opened = opened_gate(x)
+    return opened * x.chunk(2, 1)[1], opened
+
+
+def _past_the_gate(gradient: torch.Tensor, x: torch.Tensor, opened: torch.Tensor | None) -> torch.Tensor:
+    return gradient if opened is None else swiglu_gradient(x, opened, gradient)
 
 
 def kept_by_dropout(shape: torch.Size, dropout: float, device: torch.device) -> torch.Tensor:

@@ -35,10 +35,10 @@ class SavedBytes:
 
 
 SAVED: dict[tuple[Method, Precision], SavedBytes] = {
-    ("full", "float32"): SavedBytes(hidden=16, intermediate=12, query=8, key=8, score=4, checkpoint=4),
-    ("full", "bfloat16"): SavedBytes(hidden=12, intermediate=6, query=4, key=4, score=2, checkpoint=4),
-    ("lora", "float32"): SavedBytes(hidden=16, intermediate=12, query=8, key=8, rank=28, score=4, checkpoint=4),
-    ("lora", "bfloat16"): SavedBytes(hidden=12, intermediate=6, query=4, key=4, rank=14, score=2, checkpoint=4),
+    ("full", "float32"): SavedBytes(hidden=16, intermediate=8, query=8, key=8, score=4, checkpoint=4),
+    ("full", "bfloat16"): SavedBytes(hidden=12, intermediate=4, query=4, key=4, score=2, checkpoint=4),
+    ("lora", "float32"): SavedBytes(hidden=16, intermediate=8, query=8, key=8, rank=28, score=4, checkpoint=4),
+    ("lora", "bfloat16"): SavedBytes(hidden=12, intermediate=4, query=4, key=4, rank=14, score=2, checkpoint=4),
 }
 """Of models/fast: bytes of distinct storages that autograd holds at the end of a forward pass (saved_tensors_hooks), as
 differences between Llamas that differ in one size."""
