@@ -41,10 +41,11 @@ def gate_command(run: RunArgument, overrides: SetOption = None, as_json: JsonOpt
     The verdict by the run's own rules is recorded in gate.json; with --set it is only printed.
     """
     from halo_forge.gate import decide, require_known_metrics
+    from halo_forge.metrics import scorer_names
     from halo_forge.report import write_report
 
     config = load_config(config_of(run), overrides=overrides or ()).config
-    require_known_metrics(config.gate)
+    require_known_metrics(config.gate, scorer_names(config.evaluation.scorers))
     path = run / "eval" / "report.json"
     decision = decide(config, read_artifact(path, EvalReport), sha256_file(path))
     if not overrides:

@@ -303,7 +303,7 @@ def _contradictions(config: Config, values: Mapping[str, Any]) -> Iterator[Contr
         if rule.min is not None and rule.max is not None and rule.min > rule.max:
             message = f"rule {number} of gate.rules can never hold: min {rule.min:g} is above max {rule.max:g}"
             yield ("gate.rules",), message, None
-        if rule.metric.startswith("schema_valid") and config.evaluation.json_schema is None:
+        if rule.metric in ("schema_valid", "schema_repaired") and config.evaluation.json_schema is None:
             message = f"rule {number} of gate.rules reads {rule.metric}, and evaluation.json_schema names no schema"
             yield ("gate.rules", "evaluation.json_schema"), message, "evaluation.json_schema: FILE"
         if rule.metric == "regex_match" and config.evaluation.regex is None:

@@ -6,6 +6,7 @@ What was not measured, failed, has too few items or is not a finite number is IN
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from halo_forge.artifacts import Comparison, EvalReport, GateDecision, Measurement, RuleResult, Verdict
 from halo_forge.config.schema import Config, GateSection
@@ -13,6 +14,7 @@ from halo_forge.errors import ConfigError, ConfigProblem
 from halo_forge.gate import words
 from halo_forge.gate.bounds import Bound, bounds_of, judge_margin, margin_of
 from halo_forge.gate.rules import KNOWN_METRICS, unknown_metric
+from halo_forge.metrics import scorer_names
 from halo_forge.runs import provenance, sha256_json
 
 
@@ -23,7 +25,7 @@ def decide(config: Config, report: EvalReport, report_sha256: str) -> GateDecisi
     Raises ConfigError when a rule names a metric that neither exists nor is in the report. Pure but for the time and
     code version in the stamp; `judge_rules` is pure.
     """
-    verdict, results = judge_rules(config.gate, report)
+    verdict, results = judge_rules(config.gate, report, scorer_names(config.evaluation.scorers))
     return GateDecision(
         provenance=provenance(sha256_json(config.to_dict()), {"eval/report.json": report_sha256}),
         verdict=verdict,
@@ -33,10 +35,15 @@ def decide(config: Config, report: EvalReport, report_sha256: str) -> GateDecisi
     )
 
 
-def judge_rules(section: GateSection, report: EvalReport) -> tuple[Verdict, tuple[RuleResult, ...]]:
-    """(verdict, a result per bound): any FAIL is a FAIL, else any INCONCLUSIVE is INCONCLUSIVE, else PASS."""
+def judge_rules(
+    section: GateSection, report: EvalReport, also: Collection[str] = ()
+) -> tuple[Verdict, tuple[RuleResult, ...]]:
+    """(verdict, a result per bound): any FAIL is a FAIL, else any INCONCLUSIVE is INCONCLUSIVE, else PASS.
+
+    also: metrics that a rule may read though the report lacks them, those of evaluation.scorers.
+    """
     comparisons = {row.metric: row for row in report.comparisons if row.tuned.slice == "all"}
-    known = KNOWN_METRICS | comparisons.keys()
+    known = KNOWN_METRICS.union(comparisons, also)
     unknown = [rule.metric for rule in section.rules if rule.metric not in known]
     if unknown:
         raise ConfigError(
