@@ -107,10 +107,7 @@ def unstopped(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("phase", every_time_or_soak(PHASES, {"a step", "validation", "evaluation"}))
-def test_stopped_in_a_phase(
-    phase: str, unstopped: Path, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HALO_FORGE_EVALUATIONS", str(tmp_path / "evaluations"))  # where nothing is known of the base
+def test_stopped_in_a_phase(phase: str, unstopped: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
     configured(tmp_path, tiny_model_dir)
     code, said = command(tmp_path, tiny_model_dir, phase)
     took_s = time.time() - float((tmp_path / "said.time").read_text())
