@@ -7,6 +7,7 @@ that both know the same names. Add a metric: a line here, a scorer there, a row 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,7 +71,7 @@ METRIC_FACTS: dict[str, MetricFact] = {
     "schema_valid": MetricFact(
         "Fits the JSON schema", "share of answers that satisfy evaluation.json_schema", "higher", "rate",
     ),
-    "schema_valid_repaired": MetricFact(
+    "schema_repaired": MetricFact(
         "Fits the JSON schema after repair",
         "share of answers that satisfy evaluation.json_schema once fence, prose around and trailing commas are off",
         "higher", "rate",
@@ -123,3 +124,8 @@ METRIC_FACTS: dict[str, MetricFact] = {
     ),
 }  # fmt: skip
 """Every metric there is, in the order of the report."""
+
+
+def scorer_names(places: Sequence[str]) -> list[str]:
+    """The metrics that evaluation.scorers add: of each `path/to/file.py:function`, the function."""
+    return [place.rpartition(":")[2] for place in places]

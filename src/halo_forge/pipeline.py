@@ -22,6 +22,7 @@ from halo_forge.errors import DataError, HaloForgeError, storage_in_words
 from halo_forge.evaluate import check_evaluation, evaluate
 from halo_forge.gate import require_known_metrics
 from halo_forge.launch import Launch, run_workers
+from halo_forge.metrics import scorer_names
 from halo_forge.models.compute import Compute, known_compute, recall_compute, release_memory
 from halo_forge.models.new_tokens import new_token_ids, tokenizer_of
 from halo_forge.models.pair import ModelPair
@@ -90,8 +91,8 @@ def run(
     """
     resolved = for_this_machine(resolve(config), notify)
     settings = resolved.config
-    _, own_scorers = check_evaluation(settings)
-    require_known_metrics(settings.gate, [scorer.name for scorer in own_scorers])
+    require_known_metrics(settings.gate, scorer_names(settings.evaluation.scorers))
+    check_evaluation(settings)
     check_method(settings)
     require_trackers(settings.output.trackers)
     if launch is not None and launch.node_rank > 0:
@@ -322,8 +323,8 @@ def plan(config: Config | ResolvedConfig | str | Path, *, num_processes: int = 1
     """Check the configuration, the rows and the masks in a temporary directory. Raises what `run` would raise."""
     resolved = resolve(config)
     settings = resolved.config
-    _, own_scorers = check_evaluation(settings)
-    require_known_metrics(settings.gate, [scorer.name for scorer in own_scorers])
+    require_known_metrics(settings.gate, scorer_names(settings.evaluation.scorers))
+    check_evaluation(settings)
     check_method(settings)
     require_trackers(settings.output.trackers)
     with tempfile.TemporaryDirectory() as scratch, RunDirectory.open(Path(scratch)) as directory:

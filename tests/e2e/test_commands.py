@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -390,3 +391,20 @@ def test_monitor_compares_a_log_with_the_release(finished: Path, tmp_path: Path)
     drifted = invoke("monitor", version, log, "--json")
     assert drifted.exit_code == 4, drifted.output
     assert json.loads(drifted.stdout)["verdict"] == "drift"
+
+
+def test_a_rule_of_a_users_scorer_is_known_to_every_command(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run", symlinks=True))
+    scorer = tmp_path / "brand.py"
+    scorer.write_text("def brief(answer, reference, row):\n    return len(answer) < 10_000\n")
+    named = ["--set", f"evaluation.scorers=['{scorer}:brief']", "--set", "gate.rules=[{metric: brief, min: 0.5}]"]
+    unknown = invoke("config", "check", *named[2:])
+    assert unknown.exit_code == 2
+    assert "there is no metric 'brief'" in unknown.stderr
+    assert invoke("config", "check", *named).exit_code == 0
+    before = invoke("gate", run, *named)
+    assert before.exit_code == 5  # known, and not measured so far
+    evaluated = invoke("evaluate", run, *named, "--json")
+    assert evaluated.exit_code == 0, evaluated.stderr
+    judged = invoke("gate", run, *named)
+    assert judged.exit_code == 0, judged.output

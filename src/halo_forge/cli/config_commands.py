@@ -12,6 +12,7 @@ from halo_forge.cli.running import ConfigOption, JsonOption, SetOption, print_js
 from halo_forge.config import config_json_schema, explain_config, load_config
 from halo_forge.errors import ConfigError, ConfigProblem, ExitCode
 from halo_forge.gate import check_rules
+from halo_forge.metrics import scorer_names
 
 ConfigArgument = Annotated[Path | None, typer.Argument(help="YAML configuration.", metavar="[FILE]")]
 
@@ -52,7 +53,9 @@ def check_command(
 ) -> None:
     """Check a configuration: every problem at once, with file, line and column. Exit code 2 if there is one."""
     resolved = load_config(file or config, overrides=overrides or ())
-    problems = [ConfigProblem(message=text, where="gate.rules") for text in check_rules(resolved.config.gate.rules)]
+    also = scorer_names(resolved.config.evaluation.scorers)
+    found = check_rules(resolved.config.gate.rules, also)
+    problems = [ConfigProblem(message=text, where="gate.rules") for text in found]
     if problems:
         raise ConfigError(problems)
     if as_json:

@@ -189,6 +189,14 @@ def render_report(console: Console, record: EvalReport) -> None:
     general = [row.tuned.n for row in record.overall if row.metric.startswith("general_")]
     texts = f"; general_*: {general[0]} texts that come with halo-forge" if general else ""
     console.print(Text(f"  second lines: {record.confidence:.0%} confidence intervals{texts}", style="dim"))
+    if any(row.tuned.subsampled for row in record.overall):
+        told = f"answers to {record.num_scored} of {record.num_items} rows only (evaluation.max_prompts): subsampled"
+        console.print(Text(f"  {told}", style="dim"))
+    slices = dict.fromkeys(row.slice for row in record.comparisons if row.slice != "all")
+    if slices:
+        console.print(Text(f"  also by {len(slices)} slices: eval/report.json, report.html", style="dim"))
+    for note in record.notes:
+        console.print(Text(f"  {printable(note)}", style="dim"))
 
 
 def _measured(measurement: Measurement) -> Text:

@@ -48,13 +48,14 @@ def gate_command(
     The verdict by the run's own rules is recorded in gate.json; with --rules or --set it is only printed.
     """
     from halo_forge.gate import require_known_metrics
+    from halo_forge.metrics import scorer_names
     from halo_forge.report import write_report
     from halo_forge.verdict import judge_evaluation
 
     config = load_config(config_of(run), overrides=overrides or (), flags={"output.dir": (str(run), "RUN")}).config
     if rules is not None:
         config = config.model_copy(update={"gate": gate_section_of(rules, config, overrides or ())})
-    require_known_metrics(config.gate)
+    require_known_metrics(config.gate, scorer_names(config.evaluation.scorers))
     report = read_artifact(run / "eval" / "report.json", EvalReport)
     decision = judge_evaluation(config, RunDirectory(run), report)
     if not overrides and rules is None:

@@ -6,7 +6,7 @@ What was not measured, failed, broke, has too few items or is not a finite numbe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -27,6 +27,7 @@ from halo_forge.gate.actions import action_for
 from halo_forge.gate.benchmarks import nothing_to_lose, why_broken
 from halo_forge.gate.bounds import Bound, bounds_of, deciding_margin, judge_margin, margin_of
 from halo_forge.gate.rules import KNOWN_METRICS, is_known, unknown_metric
+from halo_forge.metrics import scorer_names
 from halo_forge.runs import provenance, sha256_json
 
 
@@ -65,7 +66,8 @@ def decide(
     Raises ConfigError when a rule names a metric that neither exists nor is in the report. Pure but for the time and
     code version in the stamp; `judge_rules` is pure.
     """
-    verdict, results = judge_rules(config.gate, report, released, config.output.dir)
+    also = scorer_names(config.evaluation.scorers)
+    verdict, results = judge_rules(config.gate, report, released, config.output.dir, also)
     inputs = {"eval/report.json": report_sha256}
     if released is not None and released.manifest_sha256:
         inputs["released/manifest.json"] = released.manifest_sha256
@@ -79,14 +81,19 @@ def decide(
 
 
 def judge_rules(
-    section: GateSection, report: EvalReport, released: ReleasedComparison | None = None, run: str = "RUN"
+    section: GateSection,
+    report: EvalReport,
+    released: ReleasedComparison | None = None,
+    run: str = "RUN",
+    also: Collection[str] = (),
 ) -> tuple[Verdict, tuple[RuleResult, ...]]:
     """(verdict, a result per bound and required metric).
 
     Any FAIL is a FAIL; else a rule that holds back, or no rule that held, makes it INCONCLUSIVE; else it is a PASS.
     The order of the rules changes the order of the results and nothing else.
+    also: metrics that a rule may read though the report lacks them, those of evaluation.scorers.
     """
-    _require_known(section, report)
+    _require_known(section, report, also)
     evidence = Evidence(
         section=section, comparisons=report.comparisons, confidence=report.confidence, released=released, run=run
     )
@@ -106,8 +113,8 @@ def judge_rules(
     return "PASS", results
 
 
-def _require_known(section: GateSection, report: EvalReport) -> None:
-    reported = {row.metric for row in report.comparisons}
+def _require_known(section: GateSection, report: EvalReport, also: Collection[str]) -> None:
+    reported = {row.metric for row in report.comparisons}.union(also)
     problems = [
         ConfigProblem(message=unknown_metric(name, KNOWN_METRICS | reported), where=where)
         for where, names in (

@@ -218,7 +218,7 @@ def test_strict_and_repaired_are_two_numbers(tmp_path: Path) -> None:
     schema.write_text('{"type": "object"}')
     tools = Given(validator=load_schema(str(schema)))
     fenced = Answer('```json\n{"a": 1}\n```', 1, True)
-    scores = {name: METRICS[name].score for name in ("schema_valid", "schema_valid_repaired")}
+    scores = {name: METRICS[name].score for name in ("schema_valid", "schema_repaired")}
     assert [score(fenced, "", tools) for score in scores.values() if score] == [0, 1]
 
 

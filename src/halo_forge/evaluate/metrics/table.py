@@ -130,7 +130,7 @@ _SCORING: dict[str, tuple[Score | None, Applies]] = {
     "json_valid": (_of_text(json_valid), _json_references),
     "json_match": (_of_text(json_match), _json_references),
     "schema_valid": (_schema, _with_schema),
-    "schema_valid_repaired": (_schema_repaired, _with_schema),
+    "schema_repaired": (_schema_repaired, _with_schema),
     "regex_match": (_regex, _with_pattern),
     "pass_at_1": (None, _always),  # of items, not of texts: code_scores.py
     "compile_rate": (None, _always),
