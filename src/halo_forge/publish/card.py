@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -96,8 +97,29 @@ def _front_matter(facts: CardFacts) -> str:
         "license": (_licence(facts.trained.model_name) or "other").lower(),
         "pipeline_tag": "text-generation",
         "tags": ["halo-forge", "sft", method],
+        "model-index": [{"name": facts.name, "results": _results(facts)}],
     }
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True).strip()}\n---"
+
+
+def _results(facts: CardFacts) -> list[dict[str, Any]]:
+    """What the Hub reads as evaluation results: the tuned model's measured metrics, with their intervals."""
+    report = facts.report
+    metrics = [
+        {"type": row.metric, "name": _metric_words(row.tuned, report.confidence), "value": row.tuned.value}
+        for row in report.comparisons
+        if row.tuned.status == "measured" and row.tuned.value is not None
+    ]
+    dataset = {"type": "holdout", "name": f"holdout of this run, sha256 {report.holdout_sha256[:16]}"}
+    task = {"type": "text-generation"}
+    return [{"task": task, "dataset": dataset, "metrics": metrics}] if metrics else []
+
+
+def _metric_words(measurement: Measurement, confidence: float) -> str:
+    words = f"{measurement.metric}, n = {measurement.n}"
+    if measurement.low is None or measurement.high is None:
+        return words
+    return f"{words}, {confidence:.0%} interval {measurement.low:.4g} to {measurement.high:.4g}"
 
 
 def _library(method: Method) -> str:

@@ -88,7 +88,7 @@ def check_signature(registry: Path, name: str, version: int | str | None, public
     try:
         config.set_hashing_config(_hashing()).verify(directory, path)
     except Exception as error:  # hostile input to a foreign parser: whatever it says, it is no proof
-        reason = " ".join((str(error) or type(error).__name__).split())[:300]
+        reason = " ".join((str(error) or type(error).__name__).replace("\\'", "'").split())[:300]
         return found.model_copy(update={"problem": f"the signature does not fit: {reason}"})
     return found.model_copy(update={"ok": True})
 

@@ -316,6 +316,11 @@ def test_the_card_states_what_the_records_hold(builder: ModuleType, tmp_path: Pa
     front = yaml.safe_load(card.split("---")[1])
     assert front["base_model"] == "smollm2-135m-instruct"
     assert front["license"] == "apache-2.0"
+    (result,) = front["model-index"][0]["results"]
+    assert result["task"] == {"type": "text-generation"}
+    values = {metric["type"]: (metric["value"], metric["name"]) for metric in result["metrics"]}
+    assert values["perplexity"] == (1.28, "perplexity, n = 40, 95% interval 1.21 to 1.36")
+    assert "schema_valid" not in values, "what was not measured is no result"
     assert "| perplexity | 9.41 (8.2 to 10.9) | 1.28 (1.21 to 1.36) |" in card
     assert "| schema\\_valid | not measured | not measured |" in card
     assert "| stubs.jsonl | prompt\\_completion | 570 | 567 | 1 | 3 |" in card
@@ -334,7 +339,7 @@ def test_hostile_names_stay_text_in_the_card(builder: ModuleType, tmp_path: Path
     assert "\n# Heading" not in card
     assert "\\[a\\]" in card
     front = yaml.safe_load(card[4 : card.index("\n---\n", 4)])
-    assert set(front) == {"base_model", "library_name", "license", "pipeline_tag", "tags"}
+    assert set(front) == {"base_model", "library_name", "license", "pipeline_tag", "tags", "model-index"}
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft 0.21 asks for it
