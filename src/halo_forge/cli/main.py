@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 
 import typer
+from typer.core import TyperGroup
 
 from halo_forge.cli import (
     config_commands,
@@ -15,6 +16,7 @@ from halo_forge.cli import (
     data_tools,
     diagnose_command,
     init_command,
+    monitor_commands,
     plan_command,
     release_commands,
     train_commands,
@@ -23,8 +25,9 @@ from halo_forge.cli import (
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
-def make_app(help_text: str) -> typer.Typer:
+def make_app(help_text: str, kind: type[TyperGroup] = TyperGroup) -> typer.Typer:
     return typer.Typer(
+        cls=kind,
         help=help_text,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -74,7 +77,9 @@ def build() -> typer.Typer:
     models.command("show")(release_commands.models_show_command)
     models.command("verify")(release_commands.models_verify_command)
     app.add_typer(models, name="models")
-    app.command("monitor")(release_commands.monitor_command)
+    monitor = make_app("Watch a released version in production.", monitor_commands.WatchByDefault)
+    monitor.command("watch")(monitor_commands.watch_command)
+    app.add_typer(monitor, name="monitor")
     app.command("report")(release_commands.report_command)
 
     config = make_app("Look at a configuration.")

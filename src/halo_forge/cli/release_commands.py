@@ -1,4 +1,4 @@
-"""Commands over finished runs: `evaluate`, `gate`, `publish`, `models ...`, `monitor`, `report`."""
+"""Commands over finished runs: `evaluate`, `gate`, `publish`, `models ...`, `report`."""
 
 from __future__ import annotations
 
@@ -145,26 +145,6 @@ def name_and_version(text: str) -> tuple[str, int | None]:
     if not version.removeprefix("v").isdigit():
         raise UsageError(f"{version!r} is not a version", where=text, expected="NAME, NAME@3 or NAME@v3")
     return name, int(version.removeprefix("v"))
-
-
-@told_in_words
-def monitor_command(
-    reference: Annotated[Path, typer.Argument(help="Published version or run directory.", metavar="RELEASE")],
-    log: Annotated[Path, typer.Argument(help="Production log, JSONL with prompt and answer.", metavar="LOG")],
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML with a monitor section.")] = None,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare what a model does in production with what it did when released. Exit code 4 on drift, 5 on few rows."""
-    from halo_forge.monitor import observe
-
-    report = observe(load_config(config, overrides=overrides or ()).config, reference, log)
-    if as_json:
-        print_json(report)
-    else:
-        print(report.words())
-    exits = {"ok": ExitCode.OK, "drift": ExitCode.GATE_FAILED, "too_few_rows": ExitCode.EVIDENCE_INSUFFICIENT}
-    raise typer.Exit(int(exits[report.verdict]))
 
 
 @told_in_words

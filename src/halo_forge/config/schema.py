@@ -8,31 +8,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from halo_forge.artifacts import Method
 from halo_forge.config.learning_rates import default_learning_rate
-
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
+from halo_forge.config.monitor_section import MonitorSection
+from halo_forge.config.section import Fraction, PositiveInt, Section
 
 RowFormat = Literal[
     "auto", "messages", "sharegpt", "instruction", "prompt_completion", "question_answer", "query_response", "text",
     "dolly", "openai_evals", "oasst", "segments", "preference", "xlam", "glaive",
 ]  # fmt: skip
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="wrap")
-    @classmethod
-    def _exactly(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        """Whole numbers from 2**53 on are rounded where a number with a fraction may stand; that is told, not done."""
-        kept = handler(value)
-        if type(value) is int and type(kept) is float and kept != value:
-            raise ValueError("a whole number of more than 15 digits cannot be kept exactly")
-        return kept
 
 
 class ModelSection(Section):
@@ -357,15 +343,6 @@ class PublishSection(Section):
     """Directory of the registry."""
     force: bool = False
     """Publish without a PASS; the version is marked as forced."""
-
-
-class MonitorSection(Section):
-    min_rows: PositiveInt = 100
-    """Fewer logged rows give no verdict."""
-    max_psi: Annotated[float, Field(gt=0)] = 0.25
-    """Population stability index of prompt or answer lengths above which drift is reported."""
-    max_rate_change: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Change of the JSON-valid or empty-answer rate above which drift is reported."""
 
 
 class Config(Section):

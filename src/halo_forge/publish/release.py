@@ -225,7 +225,8 @@ def _write_records(records: RunRecords, run: RunDirectory, staging: Path) -> Non
     write_artifact(staging / "trained.json", records.trained)
     write_artifact(staging / "eval" / "report.json", records.report)
     write_artifact(staging / "data" / "manifest.json", records.prepared)
-    write_json(staging / "reference.json", build_reference(run.path, records.report, records.prepared))
+    reference = build_reference(run.path, records.report, records.prepared, records.config.monitor)
+    write_json(staging / "reference.json", reference)
     resolved = run.file("config.resolved.yaml")
     if resolved.is_file():
         shutil.copyfile(resolved, staging / resolved.name)
