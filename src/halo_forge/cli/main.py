@@ -79,6 +79,7 @@ def build() -> typer.Typer:
     app.add_typer(models, name="models")
     monitor = make_app("Watch a released version in production.", monitor_commands.WatchByDefault)
     monitor.command("watch")(monitor_commands.watch_command)
+    monitor.command("regress")(monitor_commands.regress_command)
     app.add_typer(monitor, name="monitor")
     app.command("report")(release_commands.report_command)
 

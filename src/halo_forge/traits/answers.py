@@ -19,7 +19,8 @@ MAX_DISTINCT_SHARE = 0.5
 _CANNOT = r"(?:can(?:no|['’])t|can not|won['’]t|will not|(?:am|['’]m|are|['’]re|is) (?:not (?:able|allowed)|unable) to)"
 _REFUSAL = re.compile(
     rf"\W{{0,3}}(?:(?:i['’]m|i am|we['’]re|we are) (?:\w+ ){{0,2}}sorry\b"
-    rf"|(?:sorry|unfortunately|apologies|i apologi[sz]e)\b|as an? (?:\w+ ){{0,2}}(?:ai|language model|assistant|chatbot)\b|i must (?:decline|refuse)\b)[^\n]{{0,160}}?"
+    rf"|(?:sorry|unfortunately|apologies|i apologi[sz]e)\b"
+    rf"|as an? (?:\w+ ){{0,2}}(?:ai|language model|assistant|chatbot)\b|i must (?:decline|refuse)\b)[^\n]{{0,160}}?"
     rf"\b(?:{_CANNOT}|unable|decline|refuse|against (?:my|our) (?:guidelines|polic))"
     rf"|\W{{0,3}}(?:i|we) ?(?:{_CANNOT}|must (?:decline|refuse)) (?:\w+ ){{0,3}}?(?:help|assist|provide|create|generate"
     r"|fulfil|comply|answer|do that|support|engage|produce|share|discuss|write|give)",
