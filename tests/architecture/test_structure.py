@@ -103,7 +103,8 @@ def test_every_test_file_is_collected() -> None:
     """A test that is not run drifts: each file of a room defines tests, and none hides from pytest's naming."""
     supporting = {
         "conftest.py", "training_runs.py", "synthetic_curves.py", "run_builder.py", "data_builder.py", "fuzz_rows.py",
-        "malformed_files.py", "malformed_rows.py", "malformed_table.py", "fault_runs.py", "timing.py", "plant.py", "monitored_traffic.py",
+        "malformed_files.py", "malformed_rows.py", "malformed_table.py", "fault_runs.py", "timing.py", "plant.py",
+        "monitored_traffic.py",
     }  # fmt: skip
     for path in sorted((ROOT / "tests").rglob("*.py")):
         if path.name in supporting:

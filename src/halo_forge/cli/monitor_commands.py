@@ -128,7 +128,7 @@ def regress_command(
         Path | None,
         typer.Option(help="Run directory with the holdout. Default: the one the version names.", metavar="RUN"),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check that everything is there, measure nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check that all is there, measure nothing.")] = False,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -149,5 +149,3 @@ def regress_command(
     else:
         print(printable(report.words()))
     raise typer.Exit(int(REGRESSION_EXITS[report.verdict]))
-
-

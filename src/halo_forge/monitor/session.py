@@ -173,9 +173,7 @@ class WatchSession:
         alarms = tuple(alarm for _, alarm in sorted(traffic.alarms.items()))
         verdict, reason = self._verdict(judged)
         report = MonitorReport(
-            provenance=provenance(
-                sha256_json(self.config.to_dict()), {"reference": self.reference_sha256}
-            ),
+            provenance=provenance(sha256_json(self.config.to_dict()), {"reference": self.reference_sha256}),
             verdict=verdict,
             reason=reason,
             release=self.release,
@@ -218,15 +216,16 @@ def open_session(
     reference_path, release = find_reference(release_dir_or_run)
     reference = read_reference(reference_path)
     limits = config.monitor
+    reference_sha256 = sha256_file(reference_path)
     bound_to = {
-        "reference": sha256_file(reference_path),
+        "reference": reference_sha256,
         "log": str(log.absolute()),
         "windows": f"{limits.window_hours:g} hours" if limits.window_hours else f"{limits.window_rows} rows",
         "store_texts": limits.store_texts,
     }
     state = open_state(directory, bound_to)
     instruments = instruments_for(reference, limits, embed, bytes.fromhex(state.salt))
-    return WatchSession(config, log, release, reference, bound_to["reference"], state, instruments, notify)
+    return WatchSession(config, log, release, reference, reference_sha256, state, instruments, notify)
 
 
 def follow(

@@ -69,6 +69,12 @@ def fisher_p(yes_a: int, num_a: int, yes_b: int, num_b: int) -> float:
     return float(min(1.0, np.exp(chances[chances <= observed + 1e-9]).sum()))
 
 
+def sign_test_p(rose: int, fell: int) -> float:
+    """Two-sided: how often a fair coin lands so unevenly in rose + fell throws. 1 without any."""
+    num, low = rose + fell, min(rose, fell)
+    return min(1.0, float(2 * sum(math.comb(num, k) for k in range(low + 1)) / 2**num))
+
+
 def beta_binomial_sf(x: int, n: int, outside: int, held: int) -> float:
     """P(at least x of n new values lie beyond the order statistic that `outside` of `held` old values lie beyond), when
     old and new are exchangeable: a beta-binomial with Beta(outside + 1, held - outside). Exact without ties."""

@@ -2,7 +2,7 @@
 
 <state>/
 ├── state.json      places in the log, counters, open windows, alarms: replaced as a whole, after each portion of lines
-├── windows.jsonl   one line a judged window; what is behind the length that state.json names is cut off at the next start
+├── windows.jsonl   one line a judged window; what is behind the length that state.json names is cut off
 ├── alerts/         one file an alarm that was raised or cleared; whoever delivers them may take them away
 └── report.json     the last report, and report.html where a page was asked for
 

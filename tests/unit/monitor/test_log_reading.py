@@ -211,9 +211,7 @@ def test_l09_rows_out_of_order_stay_in_the_window_of_their_time(place: Path) -> 
     times.insert(250, start)  # and one comes four hours late
     data = [json.dumps({"prompt": "p", "answer": "a", "time": at}).encode() for at in times]
     traffic = Traffic()
-    closed = traffic.add(
-        traffic.read(enumerate(data, 1)), instruments_for(reference, limits, None), reference, limits
-    )
+    closed = traffic.add(traffic.read(enumerate(data, 1)), instruments_for(reference, limits, None), reference, limits)
     by_hour = {report.number - start // 3600: report.num_rows for report in closed}
     # Hour 0 closes when its hour of grace has passed; of it and those before, every row is where its time is.
     assert by_hour[0] == sum(start <= at < start + 3600 for at in times) - 1
