@@ -71,6 +71,8 @@ def killed_and_uninterrupted(place: Path, num_kills: int, seed: int) -> None:
     write_release(place / "release", support_rows(120, 1))
     log, whole = place / "prod.jsonl", place / "whole.jsonl"
     log.touch()
+    with session_for(place, log).state as first:  # what is rotated before the first reading is history
+        first.commit()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for kill in range(num_kills):
         process = subprocess.Popen([sys.executable, "-c", MONITOR, str(place)], stdout=subprocess.PIPE, env=environment)
