@@ -24,8 +24,7 @@ FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "base", "manager"}
 TORCH_FREE = [
     "halo_forge", "halo_forge.cli.main", "halo_forge.config", "halo_forge.runs", "halo_forge.gate", "halo_forge.data",
     "halo_forge.monitor", "halo_forge.report", "halo_forge.domains", "halo_forge.artifacts", "halo_forge.publish",
-    "halo_forge.chat", "halo_forge.diagnosis", "halo_forge.sandbox",
-    "halo_forge.verify",
+    "halo_forge.chat", "halo_forge.diagnosis", "halo_forge.sandbox", "halo_forge.verify", "halo_forge.traits",
 ]  # fmt: skip
 
 
@@ -106,7 +105,7 @@ def test_every_test_file_is_collected() -> None:
     supporting = {
         "conftest.py", "training_runs.py", "synthetic_curves.py", "run_builder.py", "data_builder.py", "fuzz_rows.py",
         "malformed_files.py", "malformed_rows.py", "malformed_table.py", "fault_runs.py", "timing.py", "plant.py",
-        "escape_attempts.py",
+        "escape_attempts.py", "monitored_traffic.py",
     }  # fmt: skip
     for path in sorted((ROOT / "tests").rglob("*.py")):
         if path.name in supporting:

@@ -391,6 +391,36 @@ def test_monitor_compares_a_log_with_the_release(finished: Path, tmp_path: Path)
     drifted = invoke("monitor", version, log, "--json")
     assert drifted.exit_code == 4, drifted.output
     assert json.loads(drifted.stdout)["verdict"] == "drift"
+    state = tmp_path / "state"
+    kept = ("monitor", "watch", version, log, "--state", state, "--html", tmp_path / "page.html")
+    assert invoke(*kept, "--set", "monitor.window_rows=100", "--dry-run").exit_code == 4
+    assert not state.exists()
+    first = invoke(*kept, "--set", "monitor.window_rows=100", "--json")
+    assert first.exit_code == 4, first.output
+    assert json.loads(first.stdout)["num_rows"] == 150
+    assert list((state / "alerts").glob("*-raised.json"))
+    assert "</html>" in (tmp_path / "page.html").read_text()
+    again = invoke(*kept, "--set", "monitor.window_rows=100", "--json")
+    assert json.loads(again.stdout)["num_rows"] == 150
+    assert invoke("monitor", "watch", version, log, "--follow").exit_code == 2
+
+
+def test_a_released_model_is_measured_again(finished: Path) -> None:
+    assert invoke("evaluate", finished).exit_code == 0
+    assert invoke("gate", finished).exit_code in (4, 5)
+    assert invoke("publish", finished, "--force").exit_code == 0
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
+    checked = invoke("monitor", "regress", finished, "--dry-run")
+    assert checked.exit_code == 0, checked.output
+    found = invoke("monitor", "regress", finished, "--json")
+    assert found.exit_code == 0, found.output
+    report = json.loads(found.stdout)
+    assert report["verdict"] == "ok"
+    assert report["num_answers_changed"] == 0
+    assert {change["verdict"] for change in report["changes"]} <= {"same", "not_measured"}
+    assert before == {
+        path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.name != ".lock"
+    }
 
 
 def test_a_rule_of_a_users_scorer_is_known_to_every_command(finished: Path, tmp_path: Path) -> None:

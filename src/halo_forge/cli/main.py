@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 
 import typer
+from typer.core import TyperGroup
 
 from halo_forge.cli import (
     config_commands,
@@ -16,6 +17,7 @@ from halo_forge.cli import (
     diagnose_command,
     init_command,
     model_commands,
+    monitor_commands,
     plan_command,
     release_commands,
     sampling_commands,
@@ -25,8 +27,9 @@ from halo_forge.cli import (
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
-def make_app(help_text: str) -> typer.Typer:
+def make_app(help_text: str, kind: type[TyperGroup] = TyperGroup) -> typer.Typer:
     return typer.Typer(
+        cls=kind,
         help=help_text,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -77,7 +80,10 @@ def build() -> typer.Typer:
     for name, command in model_commands.COMMANDS.items():
         models.command(name)(command)
     app.add_typer(models, name="models")
-    app.command("monitor")(release_commands.monitor_command)
+    monitor = make_app("Watch a released version in production.", monitor_commands.WatchByDefault)
+    monitor.command("watch")(monitor_commands.watch_command)
+    monitor.command("regress")(monitor_commands.regress_command)
+    app.add_typer(monitor, name="monitor")
     app.command("report")(release_commands.report_command)
 
     config = make_app("Look at a configuration.")

@@ -1,4 +1,4 @@
-"""Commands over finished runs: `evaluate`, `gate`, `publish`, `monitor`, `report`. `models ...`: model_commands.py."""
+"""Commands over finished runs: `evaluate`, `gate`, `publish`, `report`. `models ...`: model_commands.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from halo_forge.artifacts import EvalReport, GateDecision
 from halo_forge.cli.running import VERDICT_EXIT, JsonOption, SetOption, print_json, told_in_words
 from halo_forge.config import Config, load_config
 from halo_forge.config.schema import GateSection
-from halo_forge.errors import ExitCode, UsageError
+from halo_forge.errors import UsageError
 from halo_forge.runs import RunDirectory, read_artifact, write_artifact
 
 RunArgument = Annotated[Path, typer.Argument(help="Run directory.", metavar="RUN")]
@@ -101,26 +101,6 @@ def publish_command(
         print_json(release)
     else:
         print(f"{release.name} v{release.version}{' (forced)' if release.forced else ''}: {release.path}")
-
-
-@told_in_words
-def monitor_command(
-    reference: Annotated[Path, typer.Argument(help="Published version or run directory.", metavar="RELEASE")],
-    log: Annotated[Path, typer.Argument(help="Production log, JSONL with prompt and answer.", metavar="LOG")],
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML with a monitor section.")] = None,
-    overrides: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare what a model does in production with what it did when released. Exit code 4 on drift, 5 on few rows."""
-    from halo_forge.monitor import observe
-
-    report = observe(load_config(config, overrides=overrides or ()).config, reference, log)
-    if as_json:
-        print_json(report)
-    else:
-        print(report.words())
-    exits = {"ok": ExitCode.OK, "drift": ExitCode.GATE_FAILED, "too_few_rows": ExitCode.EVIDENCE_INSUFFICIENT}
-    raise typer.Exit(int(exits[report.verdict]))
 
 
 @told_in_words

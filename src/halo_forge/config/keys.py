@@ -22,7 +22,7 @@ SECTION_MEANING = {
     "evaluation": "Base and tuned model on the held-out rows.",
     "gate": "What a model must reach to be published.",
     "publish": "The registry of released versions.",
-    "monitor": "When logged answers count as drifted.",
+    "monitor": "When logged traffic counts as drifted, and what of it is kept.",
 }
 """Meaning of each section; `schema.py` holds the meaning of the keys."""
 

@@ -14,6 +14,7 @@ from halo_forge.artifacts import Method
 from halo_forge.config.gate_section import GateRule as GateRule
 from halo_forge.config.gate_section import GateSection as GateSection
 from halo_forge.config.learning_rates import default_learning_rate
+from halo_forge.config.monitor_section import MonitorSection
 from halo_forge.config.section import Fraction, PositiveInt, Section
 
 RowFormat = Literal[
@@ -325,15 +326,6 @@ class PublishSection(Section):
     """Directory of the registry."""
     force: bool = False
     """Publish without a PASS; the version is marked as forced."""
-
-
-class MonitorSection(Section):
-    min_rows: PositiveInt = 100
-    """Fewer logged rows give no verdict."""
-    max_psi: Annotated[float, Field(gt=0)] = 0.25
-    """Population stability index of prompt or answer lengths above which drift is reported."""
-    max_rate_change: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Change of the JSON-valid or empty-answer rate above which drift is reported."""
 
 
 class Config(Section):

@@ -1,91 +1,47 @@
-"""A production log, one JSON object a line, read into lengths and rates. No text is kept.
+"""One line of a production log: a JSON object with a prompt and an answer, or the reason why it is not one.
 
 Accepted lines: {"prompt": str, "answer": str} or {"messages": [{"role", "content"}, ...]} whose last assistant turn
 is the answer and whose turns before it are the prompt (system turns do not count: they are the application's, not
-traffic). `prompt` is what was asked, not the text that a chat template makes of it. Further keys are ignored.
+traffic). `prompt` is what was asked, not the text that a chat template makes of it. Read too, where they stand:
+`finish_reason` (or `stop_reason`), `time` (or `timestamp`, `created`, `created_at`), `id` (or `request_id`) and
+`schema_version`, which is 1. Other keys are ignored.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from halo_forge.errors import DataError
-
 MAX_LINE_BYTES = 16 << 20
-NUM_BAD_LINES_NAMED = 10
 SYSTEM_ROLES = ("system", "developer")
+STOPPED_REASONS = frozenset({"stop", "end_turn", "eos", "eos_token", "stop_sequence", "tool_calls", "tool_use"})
+CUT_REASONS = frozenset({"length", "max_tokens", "max_new_tokens", "token_limit", "model_length"})
+TIME_KEYS = ("time", "timestamp", "created", "created_at")
+_EARLIEST_S = 946_684_800.0  # 2000-01-01
+_LATEST_S = 4_102_444_800.0  # 2100-01-01: later is a broken clock, or milliseconds
 
 
 class BadLine(Exception):
     """The line is not a row of a production log; the message is the reason that is counted."""
 
 
-@dataclass(slots=True)
-class Traffic:
-    """Aggregates of a log. Lengths are characters, one entry a row."""
+@dataclass(frozen=True, slots=True)
+class LoggedRow:
+    """`stopped` is None where the reason is not logged or is another one. `time_s` is seconds since 1970, None where no
+    usable time stands."""
 
-    prompt_chars: list[int] = field(default_factory=list)
-    answer_chars: list[int] = field(default_factory=list)
-    num_json: int = 0
-    num_empty: int = 0
-    bad_lines: Counter[str] = field(default_factory=Counter)
-    first_bad_lines: list[int] = field(default_factory=list)
-    sha256: str = ""
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.answer_chars)
+    prompt: str
+    answer: str
+    stopped: bool | None = None
+    time_s: float | None = None
+    request_id: str | None = None
 
 
-def read_traffic(path: Path) -> Traffic:
-    """Read the whole log once; `sha256` is of exactly the bytes that were read. Blank lines are no rows."""
-    traffic, digest = Traffic(), hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                digest.update(line)
-                too_long = len(line) > MAX_LINE_BYTES
-                while too_long and line and not line.endswith(b"\n"):
-                    line = file.readline(MAX_LINE_BYTES)
-                    digest.update(line)
-                if too_long or line.strip():
-                    _count_line(traffic, number, None if too_long else line)
-    except OSError as error:
-        raise DataError(
-            f"cannot read the production log: {error.strerror}",
-            where=str(path),
-            expected='JSON lines with "prompt" and "answer", or "messages"',
-            fix="give the path of the log that the model's server writes",
-        ) from None
-    traffic.sha256 = digest.hexdigest()
-    return traffic
-
-
-def _count_line(traffic: Traffic, number: int, line: bytes | None) -> None:
-    try:
-        if line is None:
-            raise BadLine(f"longer than {MAX_LINE_BYTES >> 20} MB")
-        prompt, answer = line_to_texts(line)
-    except BadLine as error:
-        traffic.bad_lines[str(error)] += 1
-        if len(traffic.first_bad_lines) < NUM_BAD_LINES_NAMED:
-            traffic.first_bad_lines.append(number)
-        return
-    traffic.prompt_chars.append(len(prompt))
-    traffic.answer_chars.append(len(answer))
-    traffic.num_json += is_json_document(answer)
-    traffic.num_empty += not answer.strip()
-
-
-def line_to_texts(line: bytes) -> tuple[str, str]:
-    """(prompt, answer) of one line, or BadLine."""
+def line_to_row(line: bytes) -> LoggedRow:
+    """Raises BadLine."""
     try:
         row = json.loads(line)
     except UnicodeDecodeError:
@@ -94,11 +50,59 @@ def line_to_texts(line: bytes) -> tuple[str, str]:
         raise BadLine("not JSON") from None
     if not isinstance(row, dict):
         raise BadLine("not an object")
+    version = row.get("schema_version", 1)
+    if version not in (1, "1"):
+        raise BadLine("unknown schema version")
     if "messages" in row:
-        return _conversation_texts(row["messages"])
-    if not isinstance(row.get("prompt"), str) or not isinstance(row.get("answer"), str):
+        prompt, answer = _conversation_texts(row["messages"])
+    elif isinstance(row.get("prompt"), str) and isinstance(row.get("answer"), str):
+        prompt, answer = row["prompt"], row["answer"]
+    else:
         raise BadLine("no prompt and answer")
-    return row["prompt"], row["answer"]
+    reason = row.get("finish_reason", row.get("stop_reason"))
+    request_id = row.get("id", row.get("request_id"))
+    time = next((row[key] for key in TIME_KEYS if key in row), None)
+    return LoggedRow(
+        prompt,
+        answer,
+        _stopped(reason) if isinstance(reason, str) else None,
+        time_in_seconds(time),
+        str(request_id) if isinstance(request_id, str | int) and request_id != "" else None,
+    )
+
+
+def _stopped(reason: str) -> bool | None:
+    reason = reason.lower()
+    return True if reason in STOPPED_REASONS else False if reason in CUT_REASONS else None
+
+
+def time_in_seconds(time: Any) -> float | None:
+    """Seconds since 1970 of a Unix time in s, ms, us or ns (told apart by size) or an ISO 8601 time (UTC where no zone
+    is named). None for anything else, and outside the years 2000 to 2100."""
+    if isinstance(time, str):
+        try:
+            moment = datetime.fromisoformat(time)
+        except ValueError:
+            return None
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        try:
+            seconds = moment.timestamp()
+        except (OverflowError, ValueError):
+            return None
+    elif isinstance(time, int | float) and not isinstance(time, bool):
+        try:
+            seconds = float(time)
+        except OverflowError:
+            return None
+        if not math.isfinite(seconds):
+            return None
+        for _ in range(3):
+            if seconds > _LATEST_S:
+                seconds /= 1000
+    else:
+        return None
+    return seconds if _EARLIEST_S <= seconds <= _LATEST_S else None
 
 
 def _conversation_texts(messages: Any) -> tuple[str, str]:
@@ -127,19 +131,3 @@ def _content_text(content: Any) -> str:
         parts = [part.get("text", "") for part in content if isinstance(part, dict)]
         return "".join(part for part in parts if isinstance(part, str))
     raise BadLine("content is neither text nor parts")
-
-
-def is_json_document(text: str) -> bool:
-    """One JSON object or array and nothing around it but white space; NaN and Infinity are not JSON. The same rule as
-    at the release, or the two rates could not be compared."""
-    if not text.lstrip().startswith(("{", "[")):
-        return False
-    try:
-        json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

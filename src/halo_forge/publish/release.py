@@ -268,7 +268,8 @@ def _write_records(records: RunRecords, run: RunDirectory, staging: Path) -> Non
     if scores.is_file():
         shutil.copyfile(scores, staging / SCORES)
     write_json(staging / "environment.json", environment())
-    write_json(staging / "reference.json", build_reference(run.path, records.report, records.prepared))
+    reference = build_reference(run.path, records.report, records.prepared, records.config.monitor)
+    write_json(staging / "reference.json", reference)
     resolved = run.file("config.resolved.yaml")
     if resolved.is_file():
         shutil.copyfile(resolved, staging / resolved.name)

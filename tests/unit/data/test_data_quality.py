@@ -13,9 +13,9 @@ import pytest
 from halo_forge.chat.records import Conversation, MediaPart, Message, Role, SourceRef, TextPart, ToolCall
 from halo_forge.config.schema import DataSection, RowAction
 from halo_forge.data.reasons import action_table
-from halo_forge.data.rules import language
 from halo_forge.data.rules.quality import Inspection, Inspector
 from halo_forge.data.rules.quality_rules import RULE, RULES
+from halo_forge.traits import language
 
 ROOT = Path(__file__).resolve().parents[3]
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k_train.jsonl"

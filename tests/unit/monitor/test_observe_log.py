@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -14,14 +15,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from halo_forge.config.monitor_section import MonitorSection
 from halo_forge.config.schema import Config
 from halo_forge.errors import DataError
 from halo_forge.monitor import MonitorReport, Reference, observe
 from halo_forge.monitor.drift import length_check, population_stability_index
-from halo_forge.monitor.production_log import is_json_document, read_traffic
+from halo_forge.monitor.production_log import line_to_row
 from halo_forge.monitor.records import Histogram
 from halo_forge.publish import publish
-from halo_forge.publish.reference import is_json, length_histogram
+from halo_forge.publish.reference import length_histogram
+from halo_forge.traits.answers import is_json_document
 
 Rows = list[tuple[str, str]]
 
@@ -43,7 +46,7 @@ def write_reference(path: Path, rows: Rows) -> Path:
         "num_rows": len(rows),
         "prompt_chars": length_histogram([len(prompt) for prompt, _ in rows]),
         "answer_chars": length_histogram([len(answer) for answer in answers]),
-        "json_valid_rate": sum(map(is_json, answers)) / len(rows) if rows else None,
+        "json_valid_rate": sum(map(is_json_document, answers)) / len(rows) if rows else None,
         "empty_rate": sum(not answer.strip() for answer in answers) / len(rows) if rows else None,
         "weights_sha256": "0" * 64,
         "holdout_sha256": "0" * 64,
@@ -181,7 +184,7 @@ def test_bad_lines_are_counted_by_reason_and_change_nothing_else(tmp_path: Path)
     assert "9 lines of the log are unusable" in words[-1]
 
 
-def test_messages_rows_count_like_prompt_and_answer(tmp_path: Path) -> None:
+def test_messages_rows_count_like_prompt_and_answer() -> None:
     lines = [
         {"prompt": "hi", "answer": "hello"},
         {
@@ -193,23 +196,21 @@ def test_messages_rows_count_like_prompt_and_answer(tmp_path: Path) -> None:
         },
         {"messages": [{"role": "assistant", "content": None}, {"role": "user", "content": "after"}]},
     ]
-    path = tmp_path / "log.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)))
-    found = read_traffic(path)
-    assert found.prompt_chars == [2, 2, 0]
-    assert found.answer_chars == [5, 5, 0]
-    assert found.num_empty == 1
+    found = [line_to_row(json.dumps(line).encode()) for line in lines]
+    assert [len(row.prompt) for row in found] == [2, 2, 0]
+    assert [row.answer for row in found] == ["hello", "hello", ""]
 
 
 def test_a_line_that_is_too_long_is_skipped_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("halo_forge.monitor.production_log.MAX_LINE_BYTES", 1 << 20)
+    for module in ("log_lines", "traffic"):
+        monkeypatch.setattr(f"halo_forge.monitor.{module}.MAX_LINE_BYTES", 1 << 20)
     path = tmp_path / "log.jsonl"
     row = json.dumps({"prompt": "p", "answer": "a"})
     path.write_text("\n".join([row, json.dumps({"prompt": "p" * (5 << 20), "answer": "a"}), row]) + "\n")
-    found = read_traffic(path)
-    assert found.prompt_chars == [1, 1]
+    found = observe(Config(), write_reference(tmp_path / "release", traffic(80, 1)), path)
+    assert found.num_rows == 2
     assert found.bad_lines == {"longer than 1 MB": 1}
-    assert found.first_bad_lines == [2]
+    assert found.first_bad_lines == (2,)
 
 
 def test_no_text_of_the_log_or_the_holdout_is_kept(builder: ModuleType, tmp_path: Path) -> None:
@@ -245,15 +246,10 @@ def test_a_published_run_is_watched_by_its_version_or_its_run_directory(builder:
     assert by_version.release == by_run.release == "run v1"
     assert by_version.checks == by_run.checks
     # The same answers: whatever is not zero would be a difference between publish's and the monitor's counting.
-    assert [check.statistic for check in by_version.checks[2:]] == [0.0, 0.0]
-    assert all(check.statistic < 0.02 for check in by_version.checks[:2])
+    rates = [check for check in by_version.checks if check.kind == "rate" and check.name != "new topics"]
+    assert [check.statistic for check in rates] == [0.0] * 4
+    assert all(check.statistic < 0.02 for check in by_version.checks if check.kind != "rate")
     assert MonitorReport.model_validate_json(by_version.model_dump_json()) == by_version
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.text(alphabet='{}[]":,1eNa \n\tnulI-'))
-def test_release_and_monitor_agree_on_what_is_json(text: str) -> None:
-    assert is_json(text) == is_json_document(text)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +265,7 @@ def test_release_and_monitor_agree_on_what_is_json(text: str) -> None:
     ],
 )
 def test_what_counts_as_json(text: str, expected: bool) -> None:
-    assert is_json(text) is is_json_document(text) is expected
+    assert is_json_document(text) is expected
 
 
 def test_errors_name_the_file(tmp_path: Path) -> None:
@@ -300,10 +296,10 @@ def test_stability_index_of_a_known_table() -> None:
 def test_any_lengths_give_a_finite_check(reference: list[int], observed: list[int]) -> None:
     histogram = Histogram.model_validate(length_histogram(reference))
     assert sum(histogram.counts) == len(reference)
-    check = length_check("x", histogram, observed, 0.25)
+    check = length_check("x", histogram, Counter(observed), MonitorSection())
     assert 0 <= check.statistic < 50
     assert min(reference) <= check.reference <= max(reference)
-    assert length_check("x", histogram, reference, 0.25).drifted is False
+    assert length_check("x", histogram, Counter(reference), MonitorSection()).p_value > 0.5
 
 
 def test_a_histogram_counts_what_it_says() -> None:
@@ -321,6 +317,6 @@ def test_a_histogram_counts_what_it_says() -> None:
 
 
 def test_watching_imports_no_torch() -> None:
-    code = "import sys, halo_forge.monitor; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    code = "import sys, halo_forge.monitor; assert not {'torch', 'transformers'} & set(sys.modules)"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment)

