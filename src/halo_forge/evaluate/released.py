@@ -6,13 +6,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from halo_forge.artifacts import Comparison, Direction, EvalReport, Measurement
 from halo_forge.errors import DataError
-from halo_forge.evaluate.scorers import METRICS
 from halo_forge.evaluate.statistics import (
     FloatArray,
     Interval,
@@ -146,23 +145,18 @@ def _of_scores(
         better = now > before if direction == "higher" else now < before
         wins = int(better.sum()) if direction != "none" else 0
         losses = int((now != before).sum()) - wins if direction != "none" else 0
-        estimate = _estimate(metric, before, now, resampling)
+        estimate = _estimate(before, now, resampling)
         found = _comparison(metric, label, direction, estimate, wins, losses, len(pairs))
         yield _marked(found) if rows[metric].subsampled else found
 
 
-def _estimate(metric: str, before: FloatArray, now: FloatArray, resampling: Resampling) -> PairedEstimate:
+def _estimate(before: FloatArray, now: FloatArray, resampling: Resampling) -> PairedEstimate:
+    """Scores of 0 and 1 are yes/no scores, others between the two are bounded, and the rest is counted."""
     values = np.concatenate([before, now])
-    kind: Literal["rate", "fraction", "count"]
-    if metric in METRICS and METRICS[metric].kind in ("rate", "fraction", "count"):
-        kind = METRICS[metric].kind  # type: ignore[assignment]
-    elif np.isin(values, (0.0, 1.0)).all():
-        kind = "rate"
-    else:
-        kind = "fraction" if values.min() >= 0 and values.max() <= 1 else "count"
-    if kind == "rate" and np.isin(values, (0.0, 1.0)).all():
+    if np.isin(values, (0.0, 1.0)).all():
         return compare_rates(before, now, resampling.confidence)
-    return compare_means(before, now, resampling, bounded=kind == "fraction")
+    bounded = bool(values.min() >= 0 and values.max() <= 1)
+    return compare_means(before, now, resampling, bounded=bounded)
 
 
 def _comparison(
