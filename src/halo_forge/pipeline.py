@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from halo_forge.artifacts import EvalReport, GateDecision, PreparedData, Release, TrainedModel
+from halo_forge.artifacts import EvalReport, GateDecision, JudgeReport, PreparedData, Release, TrainedModel
 from halo_forge.chat import read_conversations, read_examples, token_view, view_as_ansi
 from halo_forge.config import Config, ResolvedConfig, load_config
 from halo_forge.data import load_prepared, prepare
@@ -20,6 +20,9 @@ from halo_forge.data.holdout import record_use, uses
 from halo_forge.data.prepared_store import store_directory
 from halo_forge.errors import DataError, HaloForgeError, storage_in_words
 from halo_forge.evaluate import check_evaluation, evaluate
+from halo_forge.evaluate.judge import judge_run
+from halo_forge.evaluate.judge_client import JudgeClient
+from halo_forge.evaluate.local_judge import LocalJudge
 from halo_forge.gate import require_known_metrics
 from halo_forge.launch import Launch, run_workers
 from halo_forge.metrics import scorer_names
@@ -157,6 +160,8 @@ def run_stages(
     pair.close()
     record_look(prepared, directory, notify)
     notify("stage.done", {"record": result.report})
+    if settings.judge.is_on:
+        ask_judge(settings, directory, result.report, notify, check)
     if until == "evaluate":
         return
 
@@ -224,6 +229,21 @@ def looks_at_holdout(prepared: PreparedData | None) -> str:
 
 def holdout_log_directory() -> Path:
     return store_directory().parent
+
+
+def ask_judge(
+    settings: Config, directory: RunDirectory, report: EvalReport, notify: Notify, check: Callable[[], None]
+) -> JudgeReport:
+    """Have another model compare the answers; the gate reads what it says beside the report."""
+    judge: JudgeClient | LocalJudge
+    if settings.judge.endpoint is not None:
+        notify("note", {"text": f"held-out prompts and answers are sent to {settings.judge.endpoint} to be judged"})
+        judge = JudgeClient(settings.judge, check)
+    else:
+        judge = LocalJudge(settings.judge, recall_compute(directory, settings.training.bf16, notify), check)
+    judged = judge_run(settings, directory, report, judge.ask, notify)
+    notify("note", {"text": judged.words()})
+    return judged
 
 
 def judge(settings: Config, directory: RunDirectory, report: EvalReport, notify: Notify) -> GateDecision:

@@ -6,11 +6,13 @@ not load torch to read a report.
 
 from __future__ import annotations
 
-from halo_forge.artifacts import EvalReport, GateDecision, ReleasedComparison
+from halo_forge.artifacts import Comparison, EvalReport, GateDecision, JudgeReport, Measurement, ReleasedComparison
 from halo_forge.config.schema import Config
 from halo_forge.errors import DataError
 from halo_forge.gate import decide
-from halo_forge.runs import RunDirectory, sha256_file
+from halo_forge.runs import RunDirectory, read_artifact, sha256_file
+
+JUDGED = "eval/judge.json"
 
 
 def judge_evaluation(config: Config, run: RunDirectory, report: EvalReport) -> GateDecision:
@@ -18,7 +20,27 @@ def judge_evaluation(config: Config, run: RunDirectory, report: EvalReport) -> G
     released = None
     if any(rule.against == "released" for rule in config.gate.rules):
         released = compare_with_released(config, run, report)
-    return decide(config, report, sha256_file(run.file("eval/report.json")), released)
+    report_sha256 = sha256_file(run.file("eval/report.json"))
+    decision = decide(config, with_judge(run, report), report_sha256, released)
+    if not run.file(JUDGED).is_file():
+        return decision
+    stamp = decision.provenance
+    inputs = {**stamp.inputs, JUDGED: sha256_file(run.file(JUDGED))}
+    return decision.model_copy(update={"provenance": stamp.model_copy(update={"inputs": inputs})})
+
+
+def with_judge(run: RunDirectory, report: EvalReport) -> EvalReport:
+    """The report with the judge's comparison, where there is one of the same weights."""
+    if not run.file(JUDGED).is_file():
+        return report
+    judged = read_artifact(run.file(JUDGED), JudgeReport)
+    comparison = judged.comparison
+    if judged.provenance.inputs.get(report.answers) != sha256_file(run.file(report.answers)):
+        empty = Measurement(
+            metric=comparison.metric, value=None, n=0, status="failed", note="eval/judge.json judged other answers"
+        )
+        comparison = Comparison(metric=comparison.metric, base=empty, tuned=empty, delta=empty)
+    return report.model_copy(update={"comparisons": (*report.comparisons, comparison)})
 
 
 def compare_with_released(config: Config, run: RunDirectory, report: EvalReport) -> ReleasedComparison:

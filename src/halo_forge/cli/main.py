@@ -74,6 +74,7 @@ def build() -> typer.Typer:
     app.command("evaluate")(release_commands.evaluate_command)
     app.command("generate")(sampling_commands.generate_command)
     app.command("handoff")(sampling_commands.handoff_command)
+    app.command("judge")(release_commands.judge_command)
     app.command("gate")(release_commands.gate_command)
     app.command("publish")(release_commands.publish_command)
     models = make_app("Published versions.")

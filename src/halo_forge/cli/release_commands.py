@@ -35,6 +35,33 @@ def evaluate_command(run: RunArgument, overrides: SetOption = None, as_json: Jso
 
 
 @told_in_words
+def judge_command(
+    run: RunArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be asked, send nothing.")] = False,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Have another model (judge.judge_model) compare the answers of base and tuned. Goes on where it stopped."""
+    from halo_forge.evaluate.judge import plan_judgement
+    from halo_forge.pipeline import ask_judge
+    from halo_forge.runs import StopSignal, silent
+
+    config = load_config(config_of(run), overrides=overrides or ()).config
+    if not config.judge.is_on:
+        raise UsageError(
+            "no judge is named", where="judge.judge_model", fix="--set judge.endpoint=URL --set judge.judge_model=NAME"
+        )
+    if dry_run:
+        plan = plan_judgement(config, RunDirectory(run))
+        print_json(plan) if as_json else print(plan.words())
+        return
+    report = read_artifact(run / "eval" / "report.json", EvalReport)
+    with StopSignal() as stop, RunDirectory.open(run) as directory:
+        judged = ask_judge(config, directory, report, silent, stop.check)
+    print_json(judged) if as_json else print(judged.words())
+
+
+@told_in_words
 def gate_command(
     run: RunArgument,
     rules: Annotated[

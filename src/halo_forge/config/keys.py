@@ -20,6 +20,7 @@ SECTION_MEANING = {
     "adapter": "Bottleneck adapters; read when training.method is adapter.",
     "output": "The run directory.",
     "evaluation": "Base and tuned model on the held-out rows.",
+    "judge": "A model that compares the answers of base and tuned; off without judge.judge_model.",
     "gate": "What a model must reach to be published.",
     "publish": "The registry of released versions.",
     "monitor": "When logged traffic counts as drifted, and what of it is kept.",

@@ -1,4 +1,4 @@
-"""The whole configuration: ten sections, every key with its type, default, bounds and meaning.
+"""The whole configuration: eleven sections, every key with its type, default, bounds and meaning.
 
 Section and key names follow the documents the tool was asked for from; other tools' names for the same thing are
 accepted through `aliases.py`. Cross-key rules stand in the section they protect. No torch, no I/O.
@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from halo_forge.artifacts import Method
 from halo_forge.config.gate_section import GateRule as GateRule
 from halo_forge.config.gate_section import GateSection as GateSection
+from halo_forge.config.judge_section import JudgeSection
 from halo_forge.config.learning_rates import default_learning_rate
 from halo_forge.config.monitor_section import MonitorSection
 from halo_forge.config.section import Fraction, PositiveInt, Section
@@ -336,6 +337,7 @@ class Config(Section):
     adapter: AdapterSection = AdapterSection()
     output: OutputSection = OutputSection()
     evaluation: EvaluationSection = EvaluationSection()
+    judge: JudgeSection = JudgeSection()
     gate: GateSection = GateSection()
     publish: PublishSection = PublishSection()
     monitor: MonitorSection = MonitorSection()

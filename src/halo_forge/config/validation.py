@@ -95,6 +95,8 @@ def unused(config: Config, settings: Layer) -> list[str]:
         if keys:
             notices.append(f"{', '.join(keys)}: not used, because {why}")
 
+    if not config.judge.is_on:
+        idle("judge.", "judge.judge_model names no model")
     method = config.training.method
     if method not in LORA_METHODS:
         idle("lora.", f"training.method is {method}")

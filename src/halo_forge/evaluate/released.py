@@ -13,7 +13,6 @@ import numpy as np
 from halo_forge.artifacts import Comparison, EvalReport, Measurement
 from halo_forge.errors import DataError
 from halo_forge.evaluate.compare import compare_items, comparison_of, marked
-from halo_forge.evaluate.metrics import METRICS
 from halo_forge.evaluate.score import ItemKind
 from halo_forge.evaluate.statistics import FloatArray, Resampling, compare_perplexities
 
@@ -136,14 +135,12 @@ def _of_scores(
             continue
         now, before = (np.array([pair[side] for pair in pairs], dtype=np.float64) for side in (0, 1))
         direction = rows[metric].direction
-        kind = _kind(metric, np.concatenate([before, now]))
-        (found,) = compare_items(metric, direction, kind, before, now, {}, resampling)
+        (found,) = compare_items(metric, direction, _kind(np.concatenate([before, now])), before, now, {}, resampling)
         yield marked(found, label, rows[metric].subsampled)
 
 
-def _kind(metric: str, values: FloatArray) -> ItemKind:
-    """By the table where these scores are of that kind, else by what they are."""
-    kind = METRICS[metric].kind if metric in METRICS else None
-    if np.isin(values, (0.0, 1.0)).all() and kind in ("rate", None):
+def _kind(values: FloatArray) -> ItemKind:
+    """Scores of 0 and 1 are yes/no scores, others between the two are bounded, and the rest is counted."""
+    if np.isin(values, (0.0, 1.0)).all():
         return "rate"
-    return "fraction" if kind != "count" and values.min() >= 0 and values.max() <= 1 else "count"
+    return "fraction" if values.min() >= 0 and values.max() <= 1 else "count"

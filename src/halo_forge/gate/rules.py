@@ -17,6 +17,9 @@ UNDIRECTED = frozenset(name for name, fact in METRIC_FACTS.items() if fact.direc
 KNOWN_METRICS = frozenset(METRIC_FACTS)
 """Every metric the evaluation can report of itself; a user's scorers add theirs."""
 
+ELSEWHERE = frozenset({"judge_win_rate"})
+"""Metrics that stand in a file of their own beside the report: the judge's, from 0 to 1."""
+
 
 def check_rules(rules: Sequence[GateRule], also: Collection[str] = ()) -> list[str]:
     """What is wrong with the rules, one sentence each, in their order; empty when they can be judged. also: metrics
@@ -32,7 +35,7 @@ def _rule_problems(number: int, rule: GateRule, also: Collection[str]) -> list[s
     for name in ("min_delta", "max_regression"):
         if rule.metric in UNDIRECTED and getattr(rule, name) is not None:
             problems.append(f"{place}: {rule.metric} has no better direction, so {name} says nothing; use min and max")
-    if rule.metric in SHARES:
+    if rule.metric in SHARES | ELSEWHERE:
         limits = (
             ("min", rule.min, 0.0), ("max", rule.max, 0.0), ("min_delta", rule.min_delta, -1.0),
             ("max_regression", rule.max_regression, 0.0),
@@ -47,11 +50,11 @@ def _rule_problems(number: int, rule: GateRule, also: Collection[str]) -> list[s
 def is_known(metric: str, also: Collection[str] = ()) -> bool:
     """Whether a report could have it: a metric of the evaluation or of the user, or one that begins with a benchmark's
     name."""
-    return metric in KNOWN_METRICS or metric in also or benchmark_of(metric) is not None
+    return metric in KNOWN_METRICS | ELSEWHERE or metric in also or benchmark_of(metric) is not None
 
 
 def unknown_metric(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, sorted({*known, *CHANCE}), n=1)
+    close = difflib.get_close_matches(name, sorted({*known, *CHANCE, *ELSEWHERE}), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(known))}"
     return f"there is no metric {name!r}{hint}"
 
