@@ -221,6 +221,34 @@ class Comparison(Record):
     losses: int = 0
 
 
+class SuiteReport(Record):
+    """One prompt suite. `comparisons` are of its own items (slice "all") and of its groups ("group=NAME"); `failed_*`
+    count answers. `answers` is a JSONL path relative to the run directory, one line an item:
+    {"id", "kind", "group", "language", "prompt", "question", "base": {"text", "stopped", "num_tokens", "scores",
+    "reason"}, "tuned": {...}}; of a `choice` item {"probabilities", "scores", "reason"}."""
+
+    name: str
+    sha256: str
+    num_items: int
+    kinds: dict[str, int]  # kind -> items
+    failed_base: int
+    failed_tuned: int
+    answers: str
+    comparisons: tuple[Comparison, ...]
+
+
+class SuiteRun(Artifact):
+    """One model's answers to prompt suites, with nothing to compare them with. A measurement's slice is "all" or
+    "suite=NAME"."""
+
+    model_name: str
+    decoding: dict[str, float | int | str]
+    confidence: float
+    suites: tuple[SuiteReport, ...]
+    measurements: tuple[Measurement, ...]
+    time_s: float
+
+
 class EvalReport(Artifact):
     """`answers` is a JSONL path relative to the run directory, one line an item:
     {"id", "prompt", "reference", "base": {"text", "stopped", "num_tokens", "scores"}, "tuned": {...}}."""
@@ -234,6 +262,7 @@ class EvalReport(Artifact):
     weights_sha256: str
     holdout_sha256: str
     time_s: float
+    suites: tuple[SuiteReport, ...] = ()
 
 
 # ------------------------------------------------------------------------------------------------ gate

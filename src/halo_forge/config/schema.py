@@ -315,6 +315,8 @@ class EvaluationSection(Section):
     batch_size: PositiveInt = 16
     json_schema: str | None = None
     """A JSON Schema file that answers must satisfy."""
+    suites: list[str] = []
+    """Prompt suites that base and tuned answer too: names that `halo-forge suites list` shows, or JSONL files."""
     sample_prompts: Annotated[int, Field(ge=0)] = 3
     """Validation prompts that are answered at every validation, kept in samples.jsonl; 0 answers none."""
     sample_tokens: PositiveInt = 48

@@ -29,6 +29,7 @@ from halo_forge.config.sources import ENTRY_HINTS, idle_sources, source_problems
 from halo_forge.config.strict_yaml import resolve_plain
 from halo_forge.config.yaml_text import shown_value, yaml_value
 from halo_forge.errors import ConfigProblem
+from halo_forge.suites.metrics import SUITE_METRICS
 
 MAX_INT = 2**63 - 1
 """Counts and seeds beyond 64 bits are accepted by no library underneath."""
@@ -40,6 +41,7 @@ PATH_KEYS = (
     "data.holdout_file",
     "output.dir",
     "evaluation.json_schema",
+    "evaluation.suites",
     "publish.registry",
 )
 
@@ -305,6 +307,9 @@ def _contradictions(config: Config, values: Mapping[str, Any]) -> Iterator[Contr
         if rule.metric == "schema_valid" and config.evaluation.json_schema is None:
             message = f"rule {number} of gate.rules reads schema_valid, and evaluation.json_schema names no schema"
             yield ("gate.rules", "evaluation.json_schema"), message, "evaluation.json_schema: FILE"
+        if rule.metric in SUITE_METRICS and not config.evaluation.suites:
+            message = f"rule {number} of gate.rules reads {rule.metric}, and evaluation.suites names no suite"
+            yield ("gate.rules", "evaluation.suites"), message, "evaluation.suites: [safety-mini]"
 
 
 def _unsafe(values: Mapping[str, Any]) -> Iterator[Contradiction]:

@@ -30,6 +30,7 @@ from halo_forge.evaluate.retention import (
 )
 from halo_forge.evaluate.scorers import METRICS, Answer
 from halo_forge.evaluate.statistics import Resampling
+from halo_forge.evaluate.suites.stage import compare_suites, split_measured, suite_questions, write_suite_answers
 from halo_forge.models.forward import keep_going
 from halo_forge.runs import (
     Notify,
@@ -42,6 +43,7 @@ from halo_forge.runs import (
     write_atomic,
     write_json,
 )
+from halo_forge.suites.suite import load_suites
 
 REPORT, ANSWERS, CACHE = "eval/report.json", "eval/answers.jsonl", "eval/cache"
 ALWAYS_MEASURED = ("perplexity", "exact_match", "token_f1", "stop_rate", "answer_length")
@@ -65,24 +67,26 @@ def evaluate(
     notify: Notify = silent,
     check: Callable[[], None] = keep_going,
 ) -> EvalReport:
-    """Measure base and tuned on the run's holdout; write eval/report.json, eval/answers.jsonl (the answered items) and
-    baseline_metrics.json.
+    """Measure base and tuned on the run's holdout and on evaluation.suites; write eval/report.json, eval/answers.jsonl
+    (the answered items), eval/suites/NAME.jsonl and baseline_metrics.json.
 
     An interrupted evaluation goes on where it stopped, and one that is repeated computes nothing anew: answers and
-    likelihoods are kept in eval/cache. An empty holdout gives a report in which nothing is measured.
+    likelihoods are kept in eval/cache. An empty holdout gives a report in which only suites are measured.
     check   raises Interrupted when the process should stop; asked before every batch and every decoding step
     Raises DataError for a changed holdout, UsageError for a bad schema file, OutOfMemory.
     """
     start = time.perf_counter()
-    validator = check_evaluation(config)
+    validator, suites = check_evaluation(config), load_suites(config.evaluation.suites)
     conversations = read_holdout(run, prepared)
-    if not conversations:
+    if not conversations and not suites:
         notify("note", {"text": "the holdout is empty: nothing is measured"})
         report = _report(config, prepared, trained, num_items=0, num_scored=0)
         report = report.model_copy(update={"comparisons": _nothing_compared(config)})
         return _write(config, run, trained, report, "", start)
     items, notes = conversations_to_items(conversations, config, prepared, tokenizer)
-    for note in notes:
+    questions = suite_questions(suites, tokenizer, prepared.max_seq_length)
+    everything = [*items, *questions.questions]
+    for note in (*notes, *questions.notes):
         notify("note", {"text": note})
     how = Measuring(
         settings=config.evaluation,
@@ -93,28 +97,32 @@ def evaluate(
         check=check,
     )
     texts = general_examples(tokenizer, prepared.max_seq_length)
-    with _memory_told_in_words():
+    with memory_told_in_words():
         with models.base() as model:
-            base = measure_model(model, "base", items, how)
+            base = measure_model(model, "base", everything, how)
             said = base_predictions(model, texts, base.cache, how) if texts else None
         with models.tuned() as model:
-            tuned = measure_model(model, "tuned", items, how)
+            tuned = measure_model(model, "tuned", everything, how)
             general = measure_retention(model, texts, said, tuned.cache, how) if said else None
+    (base, base_said), (tuned, tuned_said) = (split_measured(measured, len(items)) for measured in (base, tuned))
     scored = score_items(items, base, tuned, validator)
     num_scored = sum(item.prompt is not None for item in items)
     report = _report(config, prepared, trained, num_items=len(items), num_scored=num_scored)
     resampling = Resampling(config.evaluation.confidence, config.evaluation.bootstrap_samples, config.training.seed)
     comparisons = compare_metrics(scored, base, tuned, general, resampling, wanted=_wanted_metrics(config))
-    decoding = {**report.decoding, "dtype": tuned.dtype}
-    report = report.model_copy(update={"comparisons": comparisons, "decoding": decoding})
+    of_suites = compare_suites(questions, base_said, tuned_said, resampling, _wanted_metrics(config))
+    write_suite_answers(run, of_suites)
+    told = {"comparisons": (*comparisons, *of_suites.comparisons), "suites": of_suites.reports}
+    report = report.model_copy(update={**told, "decoding": {**report.decoding, "dtype": tuned.dtype}})
     report = _write(config, run, trained, report, _answer_lines(items, base, tuned, scored), start)
     _forget_other_caches(run, {base.cache, tuned.cache})
     return report
 
 
 def check_evaluation(config: Config) -> Validator | None:
-    """Refuse a schema file that cannot be used, with a UsageError that names it; for the start of a run, before
+    """Refuse a schema file or a suite that cannot be used, with an error that names it; for the start of a run, before
     anything is trained. Returns the validator, or None without a schema."""
+    load_suites(config.evaluation.suites)
     return load_schema(config.evaluation.json_schema) if config.evaluation.json_schema else None
 
 
@@ -213,7 +221,7 @@ def _forget_other_caches(run: RunDirectory, used: set[Path]) -> None:
 
 
 @contextmanager
-def _memory_told_in_words() -> Iterator[None]:
+def memory_told_in_words() -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:

@@ -7,14 +7,15 @@ from collections.abc import Collection, Sequence
 
 from halo_forge.config.schema import GateRule, GateSection
 from halo_forge.errors import ConfigError, ConfigProblem
+from halo_forge.suites.metrics import SUITE_METRICS
 
 SHARES = frozenset(
     {"exact_match", "token_f1", "json_valid", "json_match", "schema_valid", "numeric_match", "stop_rate"}
-)  # fmt: skip
+).union(name for name, metric in SUITE_METRICS.items() if metric.is_share)  # fmt: skip
 """Metrics from 0 to 1."""
-UNDIRECTED = frozenset({"answer_length", "general_kl"})
+UNDIRECTED = frozenset({"answer_length", "general_kl", "suite_answer_length"})
 """Metrics of which neither more nor less is better."""
-KNOWN_METRICS = SHARES | UNDIRECTED | {"perplexity", "general_perplexity"}
+KNOWN_METRICS = SHARES | UNDIRECTED | {"perplexity", "general_perplexity"} | SUITE_METRICS.keys()
 """Every metric the evaluation can report. The gate stands beside the evaluation, not on it, so the names are written
 down in both; a test holds them equal."""
 

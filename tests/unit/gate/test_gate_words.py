@@ -16,6 +16,7 @@ from halo_forge.gate.bounds import Bound, Margin
 from halo_forge.gate.judge import judge_bound
 from halo_forge.gate.rules import SHARES, UNDIRECTED
 from halo_forge.gate.words import items_to_decide, number
+from halo_forge.suites.metrics import SUITE_METRICS
 
 
 def exact_match_of(value: float, low: float, high: float) -> Comparison:
@@ -75,9 +76,13 @@ def test_numbers_beside_a_limit_never_look_equal_to_it_by_rounding() -> None:
 
 
 def test_the_gate_knows_exactly_the_metrics_that_are_measured() -> None:
-    assert set(METRICS) == KNOWN_METRICS
-    assert {name for name, metric in METRICS.items() if metric.kind in ("rate", "fraction")} == SHARES
-    assert {name for name, metric in METRICS.items() if metric.direction == "none"} == UNDIRECTED
+    assert not METRICS.keys() & SUITE_METRICS.keys()
+    assert METRICS.keys() | SUITE_METRICS.keys() == KNOWN_METRICS
+    shares = {name for name, metric in METRICS.items() if metric.kind in ("rate", "fraction")}
+    assert shares | {name for name, metric in SUITE_METRICS.items() if metric.is_share} == SHARES
+    assert {
+        name for name, metric in (*METRICS.items(), *SUITE_METRICS.items()) if metric.direction == "none"
+    } == UNDIRECTED
 
 
 def test_rules_are_checked_before_anything_is_trained() -> None:
@@ -92,7 +97,7 @@ def test_rules_are_checked_before_anything_is_trained() -> None:
     assert [problem.split(":")[0] for problem in problems] == [f"rule {n} of gate.rules" for n in (1, 2, 3, 5)]
     assert "did you mean 'exact_match'?" in problems[0]
     assert "did you mean 0.7?" in problems[1]
-    assert "there are answer_length" in problems[3]
+    assert "answer_length" in problems[3]
     with pytest.raises(ConfigError) as raised:
         require_known_metrics(GateSection(rules=rules))
     assert len(raised.value.problems) == 4
