@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Literal
 
 from halo_forge.artifacts import Comparison, Measurement
+from halo_forge.suites.metrics import SUITE_METRICS
 
 Scale = Literal["share", "number"]
 
@@ -23,6 +24,7 @@ METRICS: dict[str, tuple[str, Scale]] = {
     "answer_length": ("Answer length in tokens", "number"),
     "general_perplexity": ("Perplexity of general texts", "number"),
     "general_kl": ("Distance from the base on general texts (KL)", "number"),
+    **{name: (metric.label, "share" if metric.is_share else "number") for name, metric in SUITE_METRICS.items()},
 }
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "none": "no better direction"}
 
