@@ -1,4 +1,4 @@
-"""Rebuild src/halo_forge/data/rules/lexicons/toxicity.npz from the linear model that alt-profanity-check ships.
+"""Rebuild src/halo_forge/texts/lexicons/toxicity.npz from the linear model that alt-profanity-check ships.
 
     python -m venv /tmp/toxicity && /tmp/toxicity/bin/pip install alt-profanity-check==1.9.1
     /tmp/toxicity/bin/python dev/export_toxicity_weights.py [OUTPUT]
@@ -22,7 +22,7 @@ import joblib  # type: ignore[import-not-found]
 import numpy as np
 import profanity_check  # type: ignore[import-not-found]
 
-OUTPUT = Path(__file__).resolve().parents[1] / "src/halo_forge/data/rules/lexicons/toxicity.npz"
+OUTPUT = Path(__file__).resolve().parents[1] / "src/halo_forge/texts/lexicons/toxicity.npz"
 TEXTS = ("you are a stupid idiot", "I like apples", "what the hell", "He used 3 balls of wool.", "shut up, you moron")
 
 

@@ -234,6 +234,34 @@ class Comparison(Record):
         return self.delta.slice
 
 
+class SuiteReport(Record):
+    """One prompt suite. `comparisons` are of its own items (slice "all") and of its groups ("group=NAME"); `failed_*`
+    count answers. `answers` is a JSONL path relative to the run directory, one line an item:
+    {"id", "kind", "group", "language", "prompt", "question", "base": {"text", "stopped", "num_tokens", "scores",
+    "reason"}, "tuned": {...}}; of a `choice` item {"probabilities", "scores", "reason"}."""
+
+    name: str
+    sha256: str
+    num_items: int
+    kinds: dict[str, int]  # kind -> items
+    failed_base: int
+    failed_tuned: int
+    answers: str
+    comparisons: tuple[Comparison, ...]
+
+
+class SuiteRun(Artifact):
+    """One model's answers to prompt suites, with nothing to compare them with. A measurement's slice is "all" or
+    "suite=NAME"."""
+
+    model_name: str
+    decoding: dict[str, float | int | str]
+    confidence: float
+    suites: tuple[SuiteReport, ...]
+    measurements: tuple[Measurement, ...]
+    time_s: float
+
+
 class EvalReport(Artifact):
     """`answers` and `flips` are JSONL paths relative to the run directory. `answers` has one line an item:
     {"id", "prompt", "reference", "slices", "base": {"text", "stopped", "num_tokens", "scores"}, "tuned": {...}};
@@ -251,41 +279,12 @@ class EvalReport(Artifact):
     time_s: float
     flips: str = ""
     notes: tuple[str, ...] = ()
+    suites: tuple[SuiteReport, ...] = ()
 
     @property
     def overall(self) -> tuple[Comparison, ...]:
         """The comparisons over all items; those of slices are left out."""
         return tuple(row for row in self.comparisons if row.slice == "all")
-
-
-class JudgeReport(Artifact):
-    """Pairs that a judging model decided the same way in both orders: `wins` of the tuned model, `losses`; all else is
-    `ties`, or `unusable` without a verdict that can be read. `controls`: kind of worthless answer -> how often of
-    `num_controls` the reference was preferred. Tokens are what the server counted, `num_requests` this time's."""
-
-    endpoint: str | None  # None: loaded in the process
-    judge_model: str
-    comparison: Comparison
-    wins: int
-    losses: int
-    ties: int
-    unusable: int
-    controls: dict[str, int]
-    num_controls: int
-    prompt_tokens: int
-    completion_tokens: int
-    num_requests: int
-    weights_sha256: str
-
-    def words(self) -> str:
-        found = self.comparison.tuned
-        cost = f"{self.num_requests} requests, {self.prompt_tokens:,} + {self.completion_tokens:,} tokens"
-        if found.value is None:
-            return f"the judge is excluded from the gate: {found.note} ({cost})"
-        return (
-            f"judged by {self.judge_model}: tuned wins {self.wins}, base {self.losses}, {self.ties} ties, "
-            f"{self.unusable} without a verdict ({cost})"
-        )
 
 
 # ------------------------------------------------------------------------------------------------ gate

@@ -25,6 +25,7 @@ TORCH_FREE = [
     "halo_forge", "halo_forge.cli.main", "halo_forge.config", "halo_forge.runs", "halo_forge.gate", "halo_forge.data",
     "halo_forge.monitor", "halo_forge.report", "halo_forge.domains", "halo_forge.artifacts", "halo_forge.publish",
     "halo_forge.chat", "halo_forge.diagnosis", "halo_forge.sandbox", "halo_forge.verify", "halo_forge.traits",
+    "halo_forge.texts", "halo_forge.suites", "halo_forge.suites.suite",
 ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from halo_forge.data import check_file
 from halo_forge.data.conversion.formats import FORMATS
 from halo_forge.errors import ExitCode
 from halo_forge.evaluate import METRICS
+from halo_forge.suites.metrics import SUITE_METRICS
 from training_runs import write_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,7 +190,7 @@ def test_the_formats_and_their_examples_are_read_as_said(tmp_path: Path) -> None
 
 def test_the_metrics_and_their_directions_are_those_of_the_code() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (higher|lower|none) \|", TEXT[DOCS / "evaluation-and-gate.md"], re.M)
-    assert dict(rows) == {name: metric.direction for name, metric in METRICS.items()}
+    assert dict(rows) == {name: metric.direction for name, metric in (*METRICS.items(), *SUITE_METRICS.items())}
 
 
 def test_the_exit_codes_are_those_of_the_code() -> None:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from halo_forge.chat.records import Conversation, Message, Role, SourceRef, TextPart, ToolCall
 from halo_forge.config.schema import RowAction
-from halo_forge.data.rules.privacy import DETECTORS, find_private, hints, redact
 from halo_forge.data.rules.quality import Inspector
 from halo_forge.data.rules.quality_rules import RULES
+from halo_forge.texts.privacy import DETECTORS, find_private, hints, redact
 
 FIX: dict[str, RowAction] = {rule.code: "fix" if "fix" in rule.allowed else "keep" for rule in RULES}
 KEEP: dict[str, RowAction] = {rule.code: "keep" for rule in RULES}

@@ -186,6 +186,9 @@ def render_report(console: Console, record: EvalReport) -> None:
             f"{row.wins}/{row.losses}",
         )
     console.print(table)
+    for suite in record.suites:
+        told = f"{suite.failed_base} answers of the base fail, {suite.failed_tuned} of the tuned: {suite.answers}"
+        console.print(Text(printable(f"  {suite.name}, {suite.num_items} items: {told}"), style="dim"))
     general = [row.tuned.n for row in record.overall if row.metric.startswith("general_")]
     texts = f"; general_*: {general[0]} texts that come with halo-forge" if general else ""
     console.print(Text(f"  second lines: {record.confidence:.0%} confidence intervals{texts}", style="dim"))

@@ -21,6 +21,7 @@ from halo_forge.cli import (
     plan_command,
     release_commands,
     sampling_commands,
+    suite_commands,
     train_commands,
 )
 
@@ -75,6 +76,17 @@ def build() -> typer.Typer:
     app.command("generate")(sampling_commands.generate_command)
     app.command("handoff")(sampling_commands.handoff_command)
     app.command("judge")(release_commands.judge_command)
+    suites = typer.Typer(
+        help="Prompt suites: safety, abstention, calibration, instructions, behaviour.",
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings=CONTEXT,
+    )
+    suites.callback(invoke_without_command=True)(suite_commands.suites_callback)
+    suites.command("list")(suite_commands.list_command)
+    suites.command("show")(suite_commands.show_command)
+    suites.command("run")(suite_commands.run_command)
+    app.add_typer(suites, name="suites")
     app.command("gate")(release_commands.gate_command)
     app.command("publish")(release_commands.publish_command)
     models = make_app("Published versions.")

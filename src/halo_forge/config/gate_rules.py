@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from halo_forge.config.method_rules import Contradiction
 from halo_forge.config.schema import Config, GateRule
 from halo_forge.config.snippets import clipped, readable
+from halo_forge.suites.metrics import SUITE_METRICS
 
 SLICE = re.compile(r"all|[^\s=]+=.+|each [^\s=]+")
 SLICE_KINDS = ("source", "domain", "prompt_length", "answer_length")
@@ -28,6 +29,9 @@ def gate_contradictions(config: Config) -> Iterator[Contradiction]:
         if metric == "regex_match" and config.evaluation.regex is None:
             message = f"{who} regex_match, and evaluation.regex is not given"
             yield (key, "evaluation.regex"), message, "evaluation.regex: EXPRESSION"
+        if metric in SUITE_METRICS and not config.evaluation.suites:
+            message = f"{who} {metric}, and evaluation.suites names no suite"
+            yield (key, "evaluation.suites"), message, "evaluation.suites: [safety-mini]"
     for name, times in Counter(gate.required_metrics).items():
         if times > 1:
             message = f"gate.required_metrics names {readable(clipped(name))} {times} times"

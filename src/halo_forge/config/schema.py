@@ -310,6 +310,8 @@ class EvaluationSection(Section):
     """Own metrics, each `path/to/file.py:function`: the file's code is run."""
     slices: bool | list[str] = True
     """Also compare by source, row label and length; a list names which."""
+    suites: list[str] = []
+    """Prompt suites that base and tuned answer too: names that `halo-forge suites list` shows, or JSONL files."""
     sample_prompts: Annotated[int, Field(ge=0)] = 3
     """Validation prompts that are answered at every validation, kept in samples.jsonl; 0 answers none."""
     sample_tokens: PositiveInt = 48

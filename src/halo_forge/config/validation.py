@@ -42,6 +42,7 @@ PATH_KEYS = (
     "output.dir",
     "evaluation.json_schema",
     "evaluation.scorers",
+    "evaluation.suites",
     "publish.registry",
 )
 

@@ -36,6 +36,7 @@ from halo_forge.evaluate.retention import (
 from halo_forge.evaluate.score import Scored, score_items
 from halo_forge.evaluate.slices import slice_items
 from halo_forge.evaluate.statistics import Resampling
+from halo_forge.evaluate.suites.stage import compare_suites, split_measured, suite_questions, write_suite_answers
 from halo_forge.models.forward import keep_going
 from halo_forge.runs import (
     Notify,
@@ -48,6 +49,7 @@ from halo_forge.runs import (
     write_atomic,
     write_json,
 )
+from halo_forge.suites.suite import load_suites
 
 REPORT, ANSWERS, FLIPS, CACHE = "eval/report.json", "eval/answers.jsonl", "eval/flips.jsonl", "eval/cache"
 ALWAYS_MEASURED = ("perplexity", "exact_match", "token_f1", "stop_rate", "answer_length")
@@ -71,27 +73,28 @@ def evaluate(
     notify: Notify = silent,
     check: Callable[[], None] = keep_going,
 ) -> EvalReport:
-    """Measure base and tuned on the run's holdout; write eval/report.json, eval/answers.jsonl (the answered items),
-    eval/flips.jsonl (which of them were won and lost), eval/scores.jsonl (numbers of every item, no texts) and
-    baseline_metrics.json.
+    """Measure base and tuned on the run's holdout and on evaluation.suites; write eval/report.json, eval/answers.jsonl
+    (the answered items), eval/flips.jsonl (which of them were won and lost), eval/scores.jsonl (numbers of every item,
+    no texts), eval/suites/NAME.jsonl and baseline_metrics.json.
 
     An interrupted evaluation goes on where it stopped, and one that is repeated computes nothing anew: what the tuned
     model says is kept in eval/cache, what the base says in the cache that all runs share. An empty holdout gives a
-    report in which nothing is measured.
+    report in which only suites are measured.
     check   raises Interrupted when the process should stop; asked before every batch and every decoding step
     Raises DataError for a changed holdout, UsageError for a bad schema, expression or scorer, OutOfMemory.
     """
     start = time.perf_counter()
     given, own = check_evaluation(config)
-    conversations = read_holdout(run, prepared)
+    conversations, suites = read_holdout(run, prepared), load_suites(config.evaluation.suites)
     report = _report(config, prepared, trained, own)
-    if not conversations:
+    if not conversations and not suites:
         notify("note", {"text": "the holdout is empty: nothing is measured"})
         report = report.model_copy(update={"comparisons": _nothing_compared(config, own)})
         return _write(config, run, trained, report, ("", ""), start)
     asked = conversations_to_items(conversations, config, prepared, tokenizer)
+    questions = suite_questions(suites, tokenizer, prepared.max_seq_length)
     items = asked.items
-    for note in asked.notes:
+    for note in (*asked.notes, *questions.notes):
         notify("note", {"text": note})
     how = Measuring(
         settings=config.evaluation,
@@ -102,20 +105,26 @@ def evaluate(
         notify=notify,
         check=check,
     )
-    base, tuned, general = _measure_both(models, items, prepared, how)
+    both = _measure_both(models, [*items, *questions.questions], prepared, how)
+    (base, base_said), (tuned, tuned_said) = (split_measured(measured, len(items)) for measured in both[:2])
+    general, wanted = both[2], _wanted_metrics(config)
     scored = score_items(items, base, tuned, given, own)
     sliced = slice_items(items, config.evaluation.slices)
     resampling = Resampling(config.evaluation.confidence, config.evaluation.bootstrap_samples, config.training.seed)
     comparing = Comparing(resampling, sliced.masks, asked.is_subsampled)
+    of_holdout = compare_metrics(scored, base, tuned, general, comparing, wanted=wanted)
+    of_suites = compare_suites(questions, base_said, tuned_said, resampling, wanted)
     report = report.model_copy(
         update={
             "num_items": len(items),
             "num_scored": sum(item.prompt is not None for item in items),
-            "comparisons": compare_metrics(scored, base, tuned, general, comparing, wanted=_wanted_metrics(config)),
+            "comparisons": (*of_holdout, *of_suites.comparisons),
+            "suites": of_suites.reports,
             "decoding": {**report.decoding, "dtype": tuned.dtype},
-            "notes": (*asked.notes, *sliced.notes, *scored.notes),
+            "notes": (*asked.notes, *questions.notes, *sliced.notes, *scored.notes),
         }
     )
+    write_suite_answers(run, of_suites)
     write_atomic(run.file(SCORES), score_lines(report, items, tuned, scored, sliced.masks, general))
     written = _answer_lines(items, base, tuned, scored), flip_lines(items, scored)
     report = _write(config, run, trained, report, written, start)
@@ -124,9 +133,10 @@ def evaluate(
 
 
 def check_evaluation(config: Config) -> tuple[Given, tuple[OwnScorer, ...]]:
-    """Refuse a schema, an expression or a scorer that cannot be used, with a UsageError that names it; for the start of
-    a run, before anything is trained. Returns what to score by."""
+    """Refuse a schema, an expression, a scorer or a suite that cannot be used, with an error that names it; for the
+    start of a run, before anything is trained. Returns what to score by."""
     settings = config.evaluation
+    load_suites(settings.suites)
     given = Given(
         validator=load_schema(settings.json_schema) if settings.json_schema else None,
         pattern=compile_pattern(settings.regex) if settings.regex is not None else None,
@@ -138,7 +148,7 @@ def _measure_both(
     models: ModelPair, items: Sequence[Item], prepared: PreparedData, how: Measuring
 ) -> tuple[Measured, Measured, Retention | None]:
     texts = general_examples(how.tokenizer, prepared.max_seq_length)
-    with _memory_told_in_words():
+    with memory_told_in_words():
         with models.base() as model:
             base = measure_model(model, "base", items, how)
             said = base_predictions(model, texts, base.cache, how) if texts else None
@@ -252,7 +262,7 @@ def _forget_other_caches(how: Measuring, used: set[Path]) -> None:
 
 
 @contextmanager
-def _memory_told_in_words() -> Iterator[None]:
+def memory_told_in_words() -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:

@@ -9,12 +9,14 @@ from halo_forge.config.schema import GateRule, GateSection
 from halo_forge.errors import ConfigError, ConfigProblem
 from halo_forge.gate.benchmarks import CHANCE, benchmark_of
 from halo_forge.metrics import METRIC_FACTS
+from halo_forge.suites.metrics import SUITE_METRICS
 
-SHARES = frozenset(name for name, fact in METRIC_FACTS.items() if fact.is_share)
+_FACTS = METRIC_FACTS | SUITE_METRICS
+SHARES = frozenset(name for name, fact in _FACTS.items() if fact.is_share)
 """Metrics from 0 to 1."""
-UNDIRECTED = frozenset(name for name, fact in METRIC_FACTS.items() if fact.direction == "none")
+UNDIRECTED = frozenset(name for name, fact in _FACTS.items() if fact.direction == "none")
 """Metrics of which neither more nor less is better."""
-KNOWN_METRICS = frozenset(METRIC_FACTS)
+KNOWN_METRICS = frozenset(_FACTS)
 """Every metric the evaluation can report of itself; a user's scorers add theirs."""
 
 ELSEWHERE = frozenset({"judge_win_rate"})

@@ -107,7 +107,7 @@ def _results(facts: CardFacts) -> list[dict[str, Any]]:
     report = facts.report
     metrics = [
         {"type": row.metric, "name": _metric_words(row.tuned, report.confidence), "value": row.tuned.value}
-        for row in report.comparisons
+        for row in report.overall
         if row.tuned.status == "measured" and row.tuned.value is not None
     ]
     dataset = {"type": "holdout", "name": f"holdout of this run, sha256 {report.holdout_sha256[:16]}"}

@@ -31,9 +31,11 @@ from halo_forge.report.sections import (
     stages,
     training_facts,
 )
+from halo_forge.report.suites_section import suite_views
 from halo_forge.report.training_section import sample_views, training_findings
 from halo_forge.report.visible import visible
 from halo_forge.runs import RunDirectory, write_atomic
+from halo_forge.suites.metrics import SUITE_METRICS
 
 TEMPLATES = "templates"
 MAX_MASKS_SHOWN = 6
@@ -87,8 +89,9 @@ def _content(files: RunFiles, holdout_uses: str) -> dict[str, Any]:
         "samples": sample_views(files.samples),
         "rate_chart": rate_chart(files.metrics.learning_rate),
         "training_facts": training_facts(files),
-        "comparisons": [(row, interval_row(row)) for row in comparisons],
+        "comparisons": [(row, interval_row(row)) for row in comparisons if row.metric not in SUITE_METRICS],
         "slice_rows": slice_rows(files),
+        "suites": suite_views(files),
         "flips": flips,
         "answers": side_by_side(files.answers, flips),
         "num_answers_open": FIRST_SHOWN,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from halo_forge.errors import DataError
 from halo_forge.report.ledger_digest import LedgerDigest, read_ledger
 from halo_forge.runs import RunDirectory, read_artifact
 
+_SUITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 ArtifactType = TypeVar("ArtifactType", bound=Artifact)
 
 
@@ -88,6 +90,19 @@ class Flip:
     line: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteAnswer:
+    """A reason is empty where the answer did not fail. Items that are scored by likelihood have no text."""
+
+    id: str
+    kind: str
+    question: str
+    base_text: str
+    base_reason: str
+    tuned_text: str
+    tuned_reason: str
+
+
 @dataclass(slots=True, kw_only=True)
 class RunFiles:
     path: Path
@@ -102,6 +117,7 @@ class RunFiles:
     answers: list[AnsweredItem] = field(default_factory=list)
     flips: list[Flip] = field(default_factory=list)
     samples: list[SampleAnswer] = field(default_factory=list)
+    suite_answers: dict[str, list[SuiteAnswer]] = field(default_factory=dict)
     ledger: LedgerDigest = field(default_factory=LedgerDigest)
     problems: list[str] = field(default_factory=list)
 
@@ -127,6 +143,10 @@ def read_run(run: RunDirectory) -> RunFiles:
     files.answers = _read_answers(run.file("eval/answers.jsonl"), files.problems)
     files.flips = _read_flips(run.file("eval/flips.jsonl"), files.problems)
     files.samples = _read_samples(run.file("samples.jsonl"), files.problems)
+    for suite in files.evaluation.suites if files.evaluation else ():
+        if _SUITE_NAME.fullmatch(suite.name):  # a record from elsewhere must not name files outside eval/suites
+            found = _read_suite_answers(run.file(f"eval/suites/{suite.name}.jsonl"), files.problems)
+            files.suite_answers[suite.name] = found
     files.ledger = read_ledger(run.file("data/ledger.jsonl"), files.problems)
     return files
 
@@ -262,6 +282,25 @@ def _read_flips(path: Path, problems: list[str]) -> list[Flip]:
     if num_bad:
         problems.append(f"{num_bad} lines of {path.name} say of no answer that it was won or lost; they are left out")
     return flips
+
+
+def _read_suite_answers(path: Path, problems: list[str]) -> list[SuiteAnswer]:
+    answers, num_bad = [], 0
+    for row in _lines(path, problems):
+        try:
+            sides = {
+                f"{side}_{key}": _text(row[side].get(key) or "")
+                for side in ("base", "tuned")
+                for key in ("text", "reason")
+            }
+            answers.append(
+                SuiteAnswer(id=str(row["id"]), kind=str(row["kind"]), question=_text(row["question"]), **sides)
+            )
+        except (TypeError, KeyError, AttributeError):
+            num_bad += 1
+    if num_bad:
+        problems.append(f"{num_bad} lines of {path.name} are not answers to a suite; they are left out")
+    return answers
 
 
 def _text(value: Any) -> str:

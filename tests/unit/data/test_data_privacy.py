@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from halo_forge.data.rules.privacy import DETECTORS, PLACEHOLDER, find_private, hints, redact
+from halo_forge.texts.privacy import DETECTORS, PLACEHOLDER, find_private, hints, redact
 
 _RANDOM = random.Random(7)
 

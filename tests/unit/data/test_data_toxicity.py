@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from halo_forge.data.rules.toxicity import TOXIC_SCORE, lexical_toxicity, lexicon, model_scores
+from halo_forge.data.rules.toxicity import model_scores
 from halo_forge.errors import ModelNotFound
+from halo_forge.texts.toxicity import TOXIC_SCORE, lexical_toxicity, lexicon
 
 REFERENCE = {
     "you are a stupid idiot": 1.0000,

@@ -16,6 +16,8 @@ from halo_forge.gate.bounds import Bound, Margin
 from halo_forge.gate.judge import Evidence, judge_bound
 from halo_forge.gate.rules import SHARES, UNDIRECTED
 from halo_forge.gate.words import items_to_decide, number
+from halo_forge.metrics import METRIC_FACTS
+from halo_forge.suites.metrics import SUITE_METRICS
 
 
 def exact_match_of(value: float, low: float, high: float) -> Comparison:
@@ -79,11 +81,13 @@ def test_numbers_beside_a_limit_never_look_equal_to_it_by_rounding() -> None:
 
 
 def test_the_gate_knows_exactly_the_metrics_that_are_measured() -> None:
-    assert set(METRICS) == KNOWN_METRICS
-    assert {name for name, metric in METRICS.items() if metric.fact.is_share} == SHARES
+    facts = METRIC_FACTS | SUITE_METRICS
+    assert not METRICS.keys() & SUITE_METRICS.keys()
+    assert METRICS.keys() | SUITE_METRICS.keys() == KNOWN_METRICS
+    assert {name for name, fact in facts.items() if fact.is_share} == SHARES
     assert {"macro_f1", "exact_match", "token_f1"} <= SHARES
     assert not {"perplexity", "answer_length", "length_to_base", "general_kl"} & SHARES
-    assert {name for name, metric in METRICS.items() if metric.direction == "none"} == UNDIRECTED
+    assert {name for name, fact in facts.items() if fact.direction == "none"} == UNDIRECTED
 
 
 def test_rules_are_checked_before_anything_is_trained() -> None:
@@ -98,7 +102,7 @@ def test_rules_are_checked_before_anything_is_trained() -> None:
     assert [problem.split(":")[0] for problem in problems] == [f"rule {n} of gate.rules" for n in (1, 2, 3, 5)]
     assert "did you mean 'exact_match'?" in problems[0]
     assert "did you mean 0.7?" in problems[1]
-    assert "there are answer_length" in problems[3]
+    assert "answer_length" in problems[3]
     with pytest.raises(ConfigError) as raised:
         require_known_metrics(GateSection(rules=rules))
     assert len(raised.value.problems) == 4

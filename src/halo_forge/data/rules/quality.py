@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 from halo_forge.chat.records import Conversation, Message, TextPart, ToolCall
 from halo_forge.config.schema import RowAction
 from halo_forge.data.rules import answers as reading
-from halo_forge.data.rules import cleaning, privacy, toxicity
+from halo_forge.data.rules import cleaning
 from halo_forge.data.rules.quality_rules import RULES
+from halo_forge.texts import privacy, toxicity
 from halo_forge.traits import language
 
 MAX_PASSES = 6

@@ -1,0 +1,7 @@
+"""What a text shows by itself, for every room: no torch, no files but our own lists.
+
+privacy.py   personal data and secrets, by their shapes      leaks.py       ... of a prompt, told by its answer
+toxicity.py  a lexical toxicity score                        toxic.py       the sentence of an answer that has it
+refusal.py   an answer that refuses                          abstention.py  an answer that says it does not know
+languages.py in which of a few languages it seems to be
+"""
