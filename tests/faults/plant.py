@@ -37,7 +37,7 @@ MUTANTS = [
            INVARIANTS + "test_fast_layers_are_exact.py::test_label_smoothing_is_that_of_torch_and_of_transformers"),
     Mutant("N4 packed rows attend to each other", "models/fast/attention.py", "_joined((*before, (start, last)))",
            "_joined((*before, (0, last)))", INVARIANTS + "test_fast_layers_are_exact.py"),
-    Mutant("N5 positions run on", "train/prefixes.py", "np.concatenate([np.arange(length) for length in lengths])",
+    Mutant("N5 positions run on", "models/fast/prefixes.py", "np.concatenate([np.arange(length) for length in lengths])",
            "np.arange(sum(lengths))", INVARIANTS + "test_packing_is_exact.py"),
     Mutant("N6 N7 the stop token is outside the mask", "chat/example.py", "weights[first : last + 1] = weight",
            "weights[first : last] = weight", INVARIANTS + "test_mask_contract.py"),
