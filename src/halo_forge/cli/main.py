@@ -10,6 +10,7 @@ import logging
 import typer
 
 from halo_forge.cli import (
+    bench_commands,
     config_commands,
     data_commands,
     data_tools,
@@ -67,6 +68,11 @@ def build() -> typer.Typer:
 
     app.command("diagnose")(diagnose_command.diagnose_command)
     app.command("evaluate")(release_commands.evaluate_command)
+    bench = make_app("Published benchmarks, base and tuned on the same items.")
+    bench.command("run")(bench_commands.run_command)
+    bench.command("list")(bench_commands.list_command)
+    bench.command("mirror")(bench_commands.mirror_command)
+    app.add_typer(bench, name="bench")
     app.command("gate")(release_commands.gate_command)
     app.command("publish")(release_commands.publish_command)
     models = make_app("Published versions.")

@@ -12,7 +12,7 @@ from halo_forge.config.schema import Config, GateSection
 from halo_forge.errors import ConfigError, ConfigProblem
 from halo_forge.gate import words
 from halo_forge.gate.bounds import Bound, bounds_of, judge_margin, margin_of
-from halo_forge.gate.rules import KNOWN_METRICS, unknown_metric
+from halo_forge.gate.rules import KNOWN_METRICS, is_known, unknown_metric
 from halo_forge.runs import provenance, sha256_json
 
 
@@ -37,7 +37,7 @@ def judge_rules(section: GateSection, report: EvalReport) -> tuple[Verdict, tupl
     """(verdict, a result per bound): any FAIL is a FAIL, else any INCONCLUSIVE is INCONCLUSIVE, else PASS."""
     comparisons = {row.metric: row for row in report.comparisons if row.tuned.slice == "all"}
     known = KNOWN_METRICS | comparisons.keys()
-    unknown = [rule.metric for rule in section.rules if rule.metric not in known]
+    unknown = [rule.metric for rule in section.rules if not is_known(rule.metric, known)]
     if unknown:
         raise ConfigError(
             [ConfigProblem(message=unknown_metric(name, known), where="gate.rules") for name in unknown]

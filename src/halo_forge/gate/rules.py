@@ -15,6 +15,8 @@ UNDIRECTED = frozenset(name for name, fact in METRIC_FACTS.items() if fact.direc
 """Metrics of which neither more nor less is better."""
 KNOWN_METRICS = frozenset(METRIC_FACTS)
 """Every metric the evaluation can report of itself; a user's scorers add theirs."""
+BENCHMARKS = "bench."
+"""How metrics of `bench run` begin, for any task by name."""
 
 
 def check_rules(rules: Sequence[GateRule], also: Collection[str] = ()) -> list[str]:
@@ -26,7 +28,7 @@ def check_rules(rules: Sequence[GateRule], also: Collection[str] = ()) -> list[s
 def _rule_problems(number: int, rule: GateRule, also: Collection[str]) -> list[str]:
     place = f"rule {number} of gate.rules"
     known = KNOWN_METRICS.union(also)
-    if rule.metric not in known:
+    if not is_known(rule.metric, known):
         return [f"{place}: {unknown_metric(rule.metric, known)}"]
     problems = []
     if rule.metric in UNDIRECTED and rule.min_delta is not None:
@@ -38,6 +40,10 @@ def _rule_problems(number: int, rule: GateRule, also: Collection[str]) -> list[s
                 hint = f"; did you mean {limit / 100:g}?" if 1 < limit <= 100 else ""
                 problems.append(f"{place}: {rule.metric} is a share from 0 to 1, and {name} is {limit:g}{hint}")
     return problems
+
+
+def is_known(metric: str, known: Collection[str]) -> bool:
+    return metric in known or metric.startswith(BENCHMARKS)
 
 
 def unknown_metric(name: str, known: Collection[str]) -> str:
