@@ -35,10 +35,10 @@ from halo_forge.models.fast import ops
 from halo_forge.models.fast.attention import BlockAttention, RotaryAttention, attention_blocks, document_blocks
 from halo_forge.models.fast.decoder import FastDecoder, NotCovered
 from halo_forge.models.fast.head import HeadNll, Softening, Targets
+from halo_forge.models.fast.prefixes import shared_layout
 from halo_forge.models.quiet import quiet_transformers
 from halo_forge.train.batches import Batch, examples_to_batch, step_batches
 from halo_forge.train.loss import LogitsNll, fast_objective, model_objective
-from halo_forge.train.prefixes import shared_layout
 
 RELATIVE = 1e-5
 VOCAB = 200

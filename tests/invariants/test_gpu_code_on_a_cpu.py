@@ -32,13 +32,13 @@ from halo_forge.models.fast.attention import Block, BlockAttention, RotaryAttent
 from halo_forge.models.fast.decoder import EAGER, FastDecoder, Regions
 from halo_forge.models.fast.head import HeadNll, Softening, Targets
 from halo_forge.models.fast.kernels import FLEX_BLOCK, block_mask, flex, kernel_of, rotated_heads
+from halo_forge.models.fast.prefixes import shared_layout
 from halo_forge.models.fast.row import PackedRow, last_readers
 from halo_forge.models.quiet import quiet_transformers
 from halo_forge.train import attention as attention_module
 from halo_forge.train.batches import Batch, examples_to_batch
 from halo_forge.train.loss import fast_objective, model_objective
 from halo_forge.train.neftune import with_noise
-from halo_forge.train.prefixes import shared_layout
 from halo_forge.train.watching.source_losses import LossCounter
 
 RELATIVE = 1e-5

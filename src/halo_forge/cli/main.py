@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from halo_forge.cli import (
+    bench_commands,
     config_commands,
     data_commands,
     data_tools,
@@ -87,6 +88,11 @@ def build() -> typer.Typer:
     suites.command("show")(suite_commands.show_command)
     suites.command("run")(suite_commands.run_command)
     app.add_typer(suites, name="suites")
+    bench = make_app("Published benchmarks, base and tuned on the same items.")
+    bench.command("run")(bench_commands.run_command)
+    bench.command("list")(bench_commands.list_command)
+    bench.command("mirror")(bench_commands.mirror_command)
+    app.add_typer(bench, name="bench")
     app.command("gate")(release_commands.gate_command)
     app.command("publish")(release_commands.publish_command)
     models = make_app("Published versions.")

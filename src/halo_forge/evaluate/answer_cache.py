@@ -31,7 +31,8 @@ VALUES_PER_TENSOR = 1024
 DECISIVE_LIBRARIES = ("torch", "transformers", "peft")
 DECISIVE_FILES = (
     "models/generate.py", "models/kv_cache.py", "models/forward.py", "evaluate/heldout.py", "evaluate/answer_cache.py",
-    "evaluate/retention.py",
+    "evaluate/retention.py", "models/fast/generation.py", "models/fast/scoring.py", "models/fast/decoder.py",
+    "models/fast/attention.py", "evaluate/bench/own_model.py",
 )  # fmt: skip
 """Files whose change makes kept results worthless."""
 
@@ -105,6 +106,11 @@ class AnswerCache:
         """(nll sum, KL sum) of a general text."""
         result = self._results.get(key)
         return None if result is None or "kl_sum" not in result else (float(result["nll_sum"]), float(result["kl_sum"]))
+
+    def likelihood(self, key: str) -> tuple[float, bool] | None:
+        """(log-likelihood in nats, was it greedy) of a continuation."""
+        result = self._results.get(key)
+        return None if result is None or "is_greedy" not in result else (result["log_likelihood"], result["is_greedy"])
 
     def keep(self, key: str, **result: Any) -> None:
         self._results[key] = result

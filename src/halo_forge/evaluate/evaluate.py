@@ -18,6 +18,7 @@ from halo_forge.config.schema import Config
 from halo_forge.errors import OutOfMemory
 from halo_forge.evaluate.answer_cache import forget_oldest, shared_directory
 from halo_forge.evaluate.baseline import baseline_metrics
+from halo_forge.evaluate.bench.records import BENCH_PREFIX, kept_comparisons
 from halo_forge.evaluate.compare import Comparing, compare_metrics, not_compared
 from halo_forge.evaluate.flips import flip_lines
 from halo_forge.evaluate.item_scores import SCORES, score_lines
@@ -52,6 +53,7 @@ from halo_forge.runs import (
 from halo_forge.suites.suite import load_suites
 
 REPORT, ANSWERS, FLIPS, CACHE = "eval/report.json", "eval/answers.jsonl", "eval/flips.jsonl", "eval/cache"
+BENCH = "eval/bench"
 ALWAYS_MEASURED = ("perplexity", "exact_match", "token_f1", "stop_rate", "answer_length")
 
 
@@ -203,12 +205,18 @@ def _write(
     config: Config, run: RunDirectory, trained: TrainedModel, report: EvalReport, written: tuple[str, str], start: float
 ) -> EvalReport:
     """Answers and flips first, the report last: where there is a report, all that it speaks of is there."""
-    report = report.model_copy(update={"time_s": time.perf_counter() - start})
+    report = with_benchmarks(report.model_copy(update={"time_s": time.perf_counter() - start}), run.file(BENCH))
     for name, lines in zip((ANSWERS, FLIPS), written, strict=True):
         write_atomic(run.file(name), lines)
     write_json(run.file("baseline_metrics.json"), baseline_metrics(config, trained, report))
     write_artifact(run.file(REPORT), report)
     return report
+
+
+def with_benchmarks(report: EvalReport, directory: Path) -> EvalReport:
+    """An evaluation with the benchmarks that were run on the same weights (`bench run`); earlier ones are replaced."""
+    own = tuple(row for row in report.comparisons if not row.metric.startswith(BENCH_PREFIX))
+    return report.model_copy(update={"comparisons": own + kept_comparisons(directory, report.weights_sha256)})
 
 
 def _answer_lines(items: Sequence[Item], base: Measured, tuned: Measured, scored: Scored) -> str:

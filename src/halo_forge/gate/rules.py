@@ -18,6 +18,8 @@ UNDIRECTED = frozenset(name for name, fact in _FACTS.items() if fact.direction =
 """Metrics of which neither more nor less is better."""
 KNOWN_METRICS = frozenset(_FACTS)
 """Every metric the evaluation can report of itself; a user's scorers add theirs."""
+BENCHMARKS = "bench."
+"""How metrics of `bench run` begin, for any task by name."""
 
 ELSEWHERE = frozenset({"judge_win_rate"})
 """Metrics that stand in a file of their own beside the report: the judge's, from 0 to 1."""
@@ -50,9 +52,10 @@ def _rule_problems(number: int, rule: GateRule, also: Collection[str]) -> list[s
 
 
 def is_known(metric: str, also: Collection[str] = ()) -> bool:
-    """Whether a report could have it: a metric of the evaluation or of the user, or one that begins with a benchmark's
-    name."""
-    return metric in KNOWN_METRICS | ELSEWHERE or metric in also or benchmark_of(metric) is not None
+    """Whether a report could have it: a metric of the evaluation or of the user, or one that begins as those of
+    benchmarks do."""
+    known = metric in KNOWN_METRICS | ELSEWHERE or metric in also
+    return known or metric.startswith(BENCHMARKS) or benchmark_of(metric) is not None
 
 
 def unknown_metric(name: str, known: Collection[str]) -> str:

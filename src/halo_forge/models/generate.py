@@ -13,28 +13,37 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from halo_forge.models.fast.generation import by_transformers, decoding_step
 from halo_forge.models.forward import keep_going, language_model, padded_attention
 from halo_forge.models.kv_cache import SlotLayer, slot_cache
 from halo_forge.models.sampling import Sampling, sample_tokens
 
+Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Cache], torch.Tensor]
+"""(ids [B, L], mask [B, C], positions [B, L], cache) -> logits [B, vocabulary] behind the last column."""
+MIN_FAST_STEPS = 24
+"""Fewer steps do not pay for packing the weights (the time of about eight)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """token_ids are what the model reads (never empty); any of stop_token_ids ends the answer."""
+    """token_ids are what the model reads (never empty); any of stop_token_ids ends the answer, and so does any of
+    stop_texts as soon as it stands in the answer's text (the answer keeps it and what its last token brings along)."""
 
     token_ids: tuple[int, ...]
     stop_token_ids: frozenset[int]
+    stop_texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
     """token_ids are without the stop token; stopped is False when max_new_tokens (or the model's longest context)
-    cut the answer; text is the decoded token_ids."""
+    cut the answer; text is the decoded token_ids, a stop text among them included."""
 
     token_ids: tuple[int, ...]
     text: str
@@ -51,8 +60,12 @@ def generate(
     on_finished: Callable[[int, Generation], None] | None = None,
     check: Callable[[], None] = keep_going,
     sampling: Sampling | None = None,
+    fast: bool = True,
 ) -> list[Generation]:
     """One Generation per prompt, in the prompts' order. With `sampling`, prompt i draws by sampling.keys[i].
+
+    fast  on a CPU, compute by the written-out step of models/fast/generation.py where it covers the model and there is
+          enough to answer; False takes the model's own forward pass
 
     on_finished(index, generation) is called as each answer is complete, in order of completion. check is called
     before every step and raises Interrupted to stop; what on_finished was given by then is complete.
@@ -78,8 +91,10 @@ def generate(
         queue.remove(index)
         finish(index, [], False)
     with torch.no_grad(), padded_attention(inner):
+        pays = fast and sum(budgets) >= MIN_FAST_STEPS * min(batch_size, len(prompts))
+        forward = (decoding_step(inner) if pays else None) or partial(by_transformers, inner)
         while queue:
-            _Decoding(inner, prompts, budgets, finish, longest, sampling).run(queue, batch_size, check)
+            _Decoding(inner, prompts, budgets, finish, longest, decode, forward, sampling).run(queue, batch_size, check)
     return [finished[index] for index in range(len(prompts))]
 
 
@@ -102,9 +117,12 @@ class _Decoding:
         budgets: Sequence[int],
         finish: Callable[[int, list[int], bool], None],
         longest: int | None,
+        decode: Callable[[list[int]], str],
+        forward: Forward,
         sampling: Sampling | None,
     ) -> None:
         self.model, self.prompts, self.budgets, self.finish = model, prompts, budgets, finish
+        self.decode, self.forward = decode, forward
         self.last_position = None if longest is None else longest - 1
         self.rows: list[_Row] = []
         self.sampling = sampling
@@ -138,18 +156,11 @@ class _Decoding:
             mask[row, num_columns - lengths[row] :] = True
         positions = (mask.cumsum(1) - 1).clamp_(min=0)
         cache = slot_cache(self.model.config) or DynamicCache(config=self.model.config)
-        logits = self.model(
-            input_ids=input_ids.to(device),
-            attention_mask=mask.to(device),
-            position_ids=positions.to(device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
+        logits = self.forward(input_ids.to(device), mask.to(device), positions.to(device), cache)
         next_positions = torch.tensor(lengths, device=device)
         if self.sampling is not None:
             self.draws.update({index: self.sampling.draws(index) for index in indices})
-        return cache, mask.to(device), self._choose(logits[:, -1], indices), next_positions
+        return cache, mask.to(device), self._choose(logits, indices), next_positions
 
     def _choose(self, logits: torch.Tensor, indices: Sequence[int | None]) -> torch.Tensor:
         """The next token of each row, int64 [B], from logits [B, V]; rows without a prompt draw nothing."""
@@ -164,15 +175,8 @@ class _Decoding:
         if self.last_position is not None:
             # Rows that are done are fed along until their slot is used again; a learned position table has an end.
             self.positions.clamp_(max=self.last_position)
-        logits = self.model(
-            input_ids=self.next_ids[:, None],
-            attention_mask=self.mask,
-            position_ids=self.positions[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        self.next_ids = self._choose(logits[:, -1], [row.index for row in self.rows])
+        logits = self.forward(self.next_ids[:, None], self.mask, self.positions[:, None], self.cache)
+        self.next_ids = self._choose(logits, [row.index for row in self.rows])
         self.positions = self.positions + 1
         for row in self.rows:
             row.span += 1
@@ -188,6 +192,7 @@ class _Decoding:
             stopped = next_ids[row] in self.prompts[state.index].stop_token_ids
             if not stopped:
                 state.token_ids.append(next_ids[row])
+                stopped = _ends_in_stop_text(self.prompts[state.index], state.token_ids, self.decode)
             if stopped or len(state.token_ids) == self.budgets[state.index]:
                 self.finish(state.index, state.token_ids, stopped)
                 state.index = None
@@ -232,6 +237,15 @@ class _Decoding:
             self.mask = self.mask[:, unused:]
             for layer in self.slots:
                 layer.drop_leading(unused)
+
+
+def _ends_in_stop_text(prompt: Prompt, token_ids: list[int], decode: Callable[[list[int]], str]) -> bool:
+    """Whether the newest token completed one of the prompt's stop texts. Every token has a byte at least, so the text
+    stands in that many of the last tokens."""
+    if not prompt.stop_texts:
+        return False
+    tail = decode(token_ids[-max(len(text.encode()) for text in prompt.stop_texts) - 1 :])
+    return any(text in tail for text in prompt.stop_texts)
 
 
 def _slot_layers(cache: Cache) -> list[SlotLayer]:

@@ -17,8 +17,8 @@ import torch
 
 from halo_forge.chat.records import Example
 from halo_forge.models.fast.attention import Block, attention_blocks
+from halo_forge.models.fast.prefixes import pack_families, plain_layout, shared_layout
 from halo_forge.models.fast.row import PackedRow, last_readers
-from halo_forge.train.prefixes import pack_families, plain_layout, shared_layout
 
 MIN_TOKENS_SAVED = 1.05
 """Prefixes are shared from this ratio of all tokens to different ones: below it the cut attention eats the gain."""

@@ -232,7 +232,7 @@ class FastDecoder:
         """Raises NotCovered where the model is of another kind; no value of a weight has changed then."""
         causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         inner, config = causal.get_decoder(), causal.config
-        _check_kind(inner, config)
+        check_kind(inner, config)
         layers = [
             Layer(
                 input_norm=layer.input_layernorm,
@@ -351,7 +351,7 @@ class FastDecoder:
         return attend(query, key, value, row, heads.scale).reshape(len(qkv), -1)
 
 
-def _check_kind(inner: Any, config: Any) -> None:
+def check_kind(inner: Any, config: Any) -> None:
     if not getattr(inner, "layers", None):
         raise NotCovered("it has no decoder layers")
     hooked = [module for module in inner.layers.modules() if module._forward_hooks or module._forward_pre_hooks]
