@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from halo_forge.evaluate.bench.code_tests import sandbox_tests
 from halo_forge.evaluate.bench.compare import compare_outcomes, measure_outcome
 from halo_forge.evaluate.bench.outcome import Outcome, outcome_of
 from halo_forge.evaluate.bench.tasks import BENCHMARKS, benchmark_named
@@ -148,3 +149,15 @@ def test_sentences_are_counted_without_nltks_model() -> None:
     from halo_forge.evaluate.bench.engine import _sentence_counter
 
     assert _sentence_counter(lambda text: text.split("."))("one.two") == 2
+
+
+def test_a_program_passes_only_the_tests_that_it_passes() -> None:
+    passes, why = sandbox_tests()
+    if passes is None:
+        pytest.skip(why)
+    setup = "from typing import List\n"
+    tests = "def check(candidate):\n    assert candidate([1, 2]) == 3\n    assert candidate([]) == 0\n"
+    right = setup + "def add_up(numbers: List[int]) -> int:\n    return sum(numbers)\n"
+    assert passes(right, tests, "add_up", setup)
+    assert not passes(right.replace("sum(numbers)", "3"), tests, "add_up", setup)
+    assert not passes("import os\nos._exit(0)\n", tests, "add_up", setup)
