@@ -287,6 +287,36 @@ class EvalReport(Artifact):
         return tuple(row for row in self.comparisons if row.slice == "all")
 
 
+class JudgeReport(Artifact):
+    """Pairs that a judging model decided the same way in both orders: `wins` of the tuned model, `losses`; all else is
+    `ties`, or `unusable` without a verdict that can be read. `controls`: kind of worthless answer -> how often of
+    `num_controls` the reference was preferred. Tokens are what the server counted, `num_requests` this time's."""
+
+    endpoint: str | None  # None: loaded in the process
+    judge_model: str
+    comparison: Comparison
+    wins: int
+    losses: int
+    ties: int
+    unusable: int
+    controls: dict[str, int]
+    num_controls: int
+    prompt_tokens: int
+    completion_tokens: int
+    num_requests: int
+    weights_sha256: str
+
+    def words(self) -> str:
+        found = self.comparison.tuned
+        cost = f"{self.num_requests} requests, {self.prompt_tokens:,} + {self.completion_tokens:,} tokens"
+        if found.value is None:
+            return f"the judge is excluded from the gate: {found.note} ({cost})"
+        return (
+            f"judged by {self.judge_model}: tuned wins {self.wins}, base {self.losses}, {self.ties} ties, "
+            f"{self.unusable} without a verdict ({cost})"
+        )
+
+
 # ------------------------------------------------------------------------------------------------ gate
 
 

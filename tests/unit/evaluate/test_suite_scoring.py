@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from halo_forge.evaluate.scorers import Answer
 
 from halo_forge.artifacts import Comparison
+from halo_forge.evaluate.metrics import Answer
 from halo_forge.evaluate.statistics import Resampling
 from halo_forge.evaluate.suites.calibration import brier_score, choice_probabilities, expected_calibration_error
 from halo_forge.evaluate.suites.comparing import compare_judged, compare_metric
