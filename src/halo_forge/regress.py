@@ -110,10 +110,14 @@ def regress(found: ReleasedRun, notify: Notify = silent) -> RegressionReport:
         )  # fmt: skip
 
 
+def _measured(report: EvalReport) -> tuple[object, ...]:
+    return report.weights_sha256, report.holdout_sha256, report.decoding, report.comparisons
+
+
 def _both_answers(found: ReleasedRun, directory: RunDirectory) -> tuple[Answers, Answers] | None:
     """Answers of the release and of now; None where the run was evaluated anew since and has other ones."""
-    mine, theirs = found.run / "eval/report.json", found.version / "eval/report.json"
-    if not mine.is_file() or sha256_file(mine) != sha256_file(theirs):
+    path = found.run / "eval/report.json"
+    if not path.is_file() or _measured(read_artifact(path, EvalReport)) != _measured(found.report):
         return None
     before, after = read_answers(found.run / found.report.answers), read_answers(directory.file(found.report.answers))
     return (before, after) if before is not None and after is not None else None

@@ -134,6 +134,17 @@ def test_l05_another_file_with_the_same_inode_is_another_file(place: Path, log: 
     assert read_once(place, log)[0] == 14
 
 
+def test_l05_a_file_that_only_begins_like_the_one_before_is_another(place: Path, log: Path) -> None:
+    same = support_rows(10, 2)
+    append(log, [*same, *support_rows(5, 3)])
+    assert read_once(place, log)[0] == 15
+    os.truncate(log, 0)
+    append(log, [{**row, "id": None} for row in [*same, *support_rows(20, 4)]])
+    with open(log, "r+b") as file:
+        file.write(lines(same)[:2000].encode())
+    assert read_once(place, log)[1].num_rows > 15 + 20
+
+
 def test_l06_rotated_parts_may_be_compressed(place: Path, log: Path) -> None:
     append(log, support_rows(5, 2))
     assert read_once(place, log)[0] == 5
@@ -145,6 +156,7 @@ def test_l06_rotated_parts_may_be_compressed(place: Path, log: Path) -> None:
     packed.write_bytes(gzip.compress(part.read_bytes())[:40])  # gzip is at work: the plain file is still there
     assert read_once(place, log)[0] == 12
     packed.write_bytes(gzip.compress(part.read_bytes()))
+    assert read_once(place, log)[0] == 12
     part.unlink()
     assert read_once(place, log)[0] == 12
     log.rename(part)
