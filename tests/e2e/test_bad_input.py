@@ -114,7 +114,7 @@ COMMANDS = {
     "a directory that is no run: publish": ("publish nowhere", 2, ("not a run directory", "nowhere")),
     "a directory that is no run: evaluate": ("evaluate nowhere", 2, ("not a run directory", "nowhere")),
     "no such model in the registry": ("models show nothing --registry registry", 2, ("nothing", "models list")),
-    "no version number": ("models verify tiny@new --registry registry", 2, ("tiny@new", "NAME@3")),
+    "no version number": ("models verify tiny@v1.5 --registry registry", 2, ("tiny", "models list")),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from halo_forge.models.fast import generation
-from halo_forge.models.fast.generation import DecodingStep, decoding_step
+from halo_forge.models.fast.generation import DecodingStep, decoding_step, own_steps
 from halo_forge.models.fast.scoring import Continuation, score, scoring_decoder
 from halo_forge.models.generate import Prompt, generate
 
@@ -59,7 +60,8 @@ def prompts(count: int) -> list[Prompt]:
 
 
 def answers(model: Any, *, fast: bool) -> list[tuple[int, ...]]:
-    found = generate(model, prompts(30), decode=str, max_new_tokens=40, batch_size=6, fast=fast)
+    with nullcontext() if fast else own_steps():
+        found = generate(model, prompts(30), decode=str, max_new_tokens=40, batch_size=6)
     return [answer.token_ids for answer in found]
 
 
@@ -144,10 +146,13 @@ def test_a_stop_text_ends_an_answer(fast: bool) -> None:
         return "".join(f"<{token}>" for token in token_ids)
 
     plain = [Prompt(prompt.token_ids, frozenset()) for prompt in prompts(8)]
-    whole = generate(model, plain, decode=decode, max_new_tokens=30, batch_size=4, fast=fast)
+    switch = nullcontext if fast else own_steps
+    with switch():
+        whole = generate(model, plain, decode=decode, max_new_tokens=30, batch_size=4)
     stops = [f"{answer.token_ids[9]}><{answer.token_ids[10]}" for answer in whole]
     asked = [Prompt(p.token_ids, frozenset(), (stop, "never")) for p, stop in zip(plain, stops, strict=True)]
-    found = generate(model, asked, decode=decode, max_new_tokens=30, batch_size=4, fast=fast)
+    with switch():
+        found = generate(model, asked, decode=decode, max_new_tokens=30, batch_size=4)
     for answer, long, stop in zip(found, whole, stops, strict=True):
         assert answer.stopped
         assert long.text.startswith(answer.text)

@@ -98,15 +98,7 @@ def evaluate(
     items = asked.items
     for note in (*asked.notes, *questions.notes):
         notify("note", {"text": note})
-    how = Measuring(
-        settings=config.evaluation,
-        precision=trained.precision,
-        tokenizer=tokenizer,
-        cache_directory=run.file(CACHE),
-        shared_cache=shared_directory(otherwise=run.file(CACHE)),
-        notify=notify,
-        check=check,
-    )
+    how = _measuring(config, run, trained, tokenizer, notify, check)
     both = _measure_both(models, [*items, *questions.questions], prepared, how)
     (base, base_said), (tuned, tuned_said) = (split_measured(measured, len(items)) for measured in both[:2])
     general, wanted = both[2], _wanted_metrics(config)
@@ -144,6 +136,25 @@ def check_evaluation(config: Config) -> tuple[Given, tuple[OwnScorer, ...]]:
         pattern=compile_pattern(settings.regex) if settings.regex is not None else None,
     )
     return given, load_scorers(settings.scorers)
+
+
+def _measuring(
+    config: Config,
+    run: RunDirectory,
+    trained: TrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    notify: Notify,
+    check: Callable[[], None],
+) -> Measuring:
+    return Measuring(
+        settings=config.evaluation,
+        precision=trained.precision,
+        tokenizer=tokenizer,
+        cache_directory=run.file(CACHE),
+        shared_cache=shared_directory(otherwise=run.file(CACHE)),
+        notify=notify,
+        check=check,
+    )
 
 
 def _measure_both(

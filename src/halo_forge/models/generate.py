@@ -60,13 +60,11 @@ def generate(
     on_finished: Callable[[int, Generation], None] | None = None,
     check: Callable[[], None] = keep_going,
     sampling: Sampling | None = None,
-    fast: bool = True,
 ) -> list[Generation]:
     """One Generation per prompt, in the prompts' order. With `sampling`, prompt i draws by sampling.keys[i].
 
-    fast  on a CPU, compute by the written-out step of models/fast/generation.py where it covers the model and there is
-          enough to answer; False takes the model's own forward pass
-
+    On a CPU, steps are computed by models/fast/generation.py where it covers the model and there is enough to answer;
+    inside `own_steps()` by the model's own forward pass.
     on_finished(index, generation) is called as each answer is complete, in order of completion. check is called
     before every step and raises Interrupted to stop; what on_finished was given by then is complete.
     """
@@ -91,7 +89,7 @@ def generate(
         queue.remove(index)
         finish(index, [], False)
     with torch.no_grad(), padded_attention(inner):
-        pays = fast and sum(budgets) >= MIN_FAST_STEPS * min(batch_size, len(prompts))
+        pays = queue and sum(budgets) >= MIN_FAST_STEPS * min(batch_size, len(prompts))
         forward = (decoding_step(inner) if pays else None) or partial(by_transformers, inner)
         while queue:
             _Decoding(inner, prompts, budgets, finish, longest, decode, forward, sampling).run(queue, batch_size, check)

@@ -14,7 +14,9 @@ Which models: those of `FastDecoder`. Whether the step computes what the model d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,8 +168,23 @@ def by_transformers(
     return output.logits[:, -1]  # type: ignore[no-any-return]
 
 
+_USED = ContextVar("the written-out step is used", default=True)
+
+
+@contextmanager
+def own_steps() -> Iterator[None]:
+    """The off switch: inside, models answer by their own forward pass."""
+    token = _USED.set(False)
+    try:
+        yield
+    finally:
+        _USED.reset(token)
+
+
 def decoding_step(model: PreTrainedModel) -> DecodingStep | None:
     """The written-out step, or None where it does not cover the model or does not agree with it."""
+    if not _USED.get():
+        return None
     try:
         step = DecodingStep.of(model)
         return step if step.agrees(model) else None
