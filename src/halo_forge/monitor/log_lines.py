@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, cast
 
 from halo_forge.monitor.production_log import MAX_LINE_BYTES
 
@@ -38,8 +38,13 @@ def open_log(path: Path) -> tuple[BinaryIO, bool]:
     return cast(BinaryIO, gzip.open(path, "rb")), True
 
 
+class Readable(Protocol):
+    def seek(self, offset: int, /) -> object: ...
+    def readline(self, limit: int, /) -> bytes: ...
+
+
 def read_lines(
-    file: BinaryIO, offset: int = 0, *, in_long_line: bool = False, max_bytes: int | None = None
+    file: Readable, offset: int = 0, *, in_long_line: bool = False, max_bytes: int | None = None
 ) -> Iterator[Line]:
     """Lines from `offset` on. The last one may be torn; nothing is read behind it. Zero bytes before a line are passed
     over: a writer that kept its place while the file was cut to nothing leaves a hole of them.
@@ -70,7 +75,7 @@ def read_lines(
             yield Line(kept, offset, is_torn=not kept.endswith(b"\n"))
 
 
-def _pass_over(file: BinaryIO, offset: int, limit: int) -> tuple[bool, int, bool]:
+def _pass_over(file: Readable, offset: int, limit: int) -> tuple[bool, int, bool]:
     """(whether anything was read, offset, whether the line's end was found)."""
     some = False
     while data := file.readline(limit):

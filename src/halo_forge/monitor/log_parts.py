@@ -6,9 +6,11 @@ stopped. Names and inodes only help to find it; neither is trusted (an inode is 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,25 +74,35 @@ class Scan:
 
 
 def candidates(log: Path) -> list[Candidate]:
-    """The rotated parts beside a log, oldest first, then the log itself. A file that vanishes meanwhile is left out."""
+    """The rotated parts beside a log, oldest first, then the log itself. A file that vanishes meanwhile is left out;
+    one that is renamed meanwhile, and so seen under two names, counts once."""
     names = [log.name]
     try:
         beside = sorted(os.listdir(log.parent))
     except OSError:
         beside = []
     names += [name for name in beside if _is_rotated(name, log)]
-    found = []
+    found: dict[tuple[int, int], Candidate] = {}
     for name in names:
         path = log.with_name(name)
         try:
             status = path.stat()
         except OSError:
             continue
-        if path.is_file():
-            found.append(
-                Candidate(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, name == log.name)
-            )
-    return sorted(found, key=_age_of)
+        if stat.S_ISREG(status.st_mode):
+            place = (status.st_dev, status.st_ino)
+            found[place] = Candidate(path, *place, status.st_size, status.st_mtime_ns, name == log.name)
+    return sorted(found.values(), key=_age_of)
+
+
+def open_candidate(file: Candidate) -> BinaryIO:
+    """Its plain bytes. FileNotFoundError where another file has its name by now: rotation does not wait for a scan."""
+    handle, _ = open_log(file.path)
+    status = os.fstat(handle.fileno())
+    if (status.st_dev, status.st_ino) != (file.device, file.inode):
+        handle.close()
+        raise FileNotFoundError(errno.ENOENT, "moved while it was looked at", str(file.path))
+    return handle
 
 
 def _age_of(file: Candidate) -> tuple[bool, int, int, str]:
@@ -180,8 +192,7 @@ def is_same(part: Part, file: Candidate) -> bool:
     if not file.is_gzip and not part.is_foreign and file.size_bytes < part.offset:
         return False
     try:
-        handle, _ = open_log(file.path)
-        with handle:
+        with open_candidate(file) as handle:
             return is_same_bytes(part, handle)
     except (OSError, *UNREADABLE):
         return False
@@ -199,8 +210,7 @@ def _why_not(file: Candidate, files: list[Candidate], live: Candidate | None, lo
     if file.is_gzip and any(other.path.name == file.path.name.removesuffix(".gz") for other in files):
         return "the file that it is made of is still there"
     try:
-        handle, _ = open_log(file.path)
-        with handle:
+        with open_candidate(file) as handle:
             head = handle.read(64 * MARK_BYTES)
         if len(head) < MIN_PART_BYTES:
             return "hardly begun"
@@ -225,21 +235,41 @@ def _mark(handle: BinaryIO, start: int, num: int) -> str:
     return hashlib.sha256(data).hexdigest() if len(data) == num else "too short"
 
 
-def mark(part: Part, handle: BinaryIO, offset: int) -> None:
-    """Take down how a plain file can be known again with reading stopped at `offset`; the reading position stays."""
-    descriptor = handle.fileno()
+class Recording:
+    """A file that remembers the first and the last MARK_BYTES that were read of it, up to where reading stands. Marks
+    are made of these: the file itself may have been copied and cut by the time that its lines are counted."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self.handle = handle
+        self.head = self.tail = b""
+
+    def seek(self, offset: int) -> None:
+        descriptor = self.handle.fileno()
+        self.head = os.pread(descriptor, min(MARK_BYTES, offset), 0)
+        start = max(0, offset - MARK_BYTES)
+        self.tail = os.pread(descriptor, offset - start, start)
+        self.handle.seek(offset)
+
+    def readline(self, limit: int) -> bytes:
+        data = self.handle.readline(limit)
+        if len(self.head) < MARK_BYTES:
+            self.head = (self.head + data)[:MARK_BYTES]
+        self.tail = (self.tail + data[-MARK_BYTES:])[-MARK_BYTES:]
+        return data
+
+
+def mark(part: Part, head: bytes, tail: bytes, offset: int) -> None:
+    """Take down how a plain file can be known again: by the first and the last bytes that were read up to `offset`."""
     if part.head_bytes < MARK_BYTES:
-        head = os.pread(descriptor, min(MARK_BYTES, offset), 0)
+        head = head[:offset]
         part.head, part.head_bytes = hashlib.sha256(head).hexdigest(), len(head)
-    start = max(0, offset - MARK_BYTES)
-    part.tail = hashlib.sha256(os.pread(descriptor, offset - start, start)).hexdigest()
+    part.tail = hashlib.sha256(tail).hexdigest()
     part.offset = offset
 
 
 def mark_compressed(part: Part, file: Candidate, offset: int) -> None:
     """The same for a compressed file that was read to its end; its tail is not looked at again."""
-    handle, _ = open_log(file.path)
-    with handle:
+    with open_candidate(file) as handle:
         head = handle.read(MARK_BYTES)
     part.head, part.head_bytes, part.tail, part.offset = hashlib.sha256(head).hexdigest(), len(head), "", offset
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from halo_forge.config.schema import Config
 from halo_forge.errors import UsageError, storage_in_words
@@ -15,9 +14,11 @@ from halo_forge.monitor.log_lines import GZIP_MAGIC, UNREADABLE, open_log, read_
 from halo_forge.monitor.log_parts import (
     Candidate,
     Part,
+    Recording,
     is_same_bytes,
     mark,
     mark_compressed,
+    open_candidate,
     scan,
     see,
     with_data,
@@ -86,27 +87,29 @@ class WatchSession:
                 return
             portion: list[tuple[int, bytes | None]] = []
             offset, in_long = part.offset, part.in_long_line
-            for line in read_lines(handle, part.offset, in_long_line=part.in_long_line):
+            recording, marks = Recording(handle), (b"", b"")
+            for line in read_lines(recording, part.offset, in_long_line=part.in_long_line):
                 if line.is_torn:
                     break
+                marks = recording.head, recording.tail
                 if line.data != b"":
                     portion.append((part.num_lines + len(portion) + 1, line.data))
                 offset, in_long = line.end, line.opens_long
                 if len(portion) >= LINES_PER_PORTION:
-                    self._count(portion, part, handle, offset, in_long)
+                    self._count(portion, part, marks, (offset, in_long))
                     portion = []
                     check()
             if portion or offset != part.offset:
-                self._count(portion, part, handle, offset, in_long)
+                self._count(portion, part, marks, (offset, in_long))
 
     def _count(
-        self, portion: list[tuple[int, bytes | None]], part: Part, handle: Any, offset: int, in_long: bool
+        self, portion: list[tuple[int, bytes | None]], part: Part, marks: tuple[bytes, bytes], place: tuple[int, bool]
     ) -> None:
         reports = self._add(portion)
         part.num_lines += len(portion)
-        part.in_long_line = in_long
-        mark(part, handle, offset)
-        part.is_unfinished = os.fstat(handle.fileno()).st_size > offset
+        offset, part.in_long_line = place
+        mark(part, *marks, offset)
+        part.is_unfinished = part.size_bytes > offset
         self._commit(reports)
 
     def _read_compressed(self, part: Part, file: Candidate, check: Callable[[], None]) -> None:
@@ -115,8 +118,7 @@ class WatchSession:
         offset, in_long = part.offset, part.in_long_line
         portion: list[tuple[int, bytes | None]] = []
         try:
-            handle, _ = open_log(file.path)
-            with handle:
+            with open_candidate(file) as handle:
                 for line in read_lines(handle, offset, in_long_line=in_long):
                     offset = line.end
                     if line.data != b"":

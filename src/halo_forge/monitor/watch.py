@@ -103,7 +103,7 @@ def _portions(path: Path, digest: Any) -> Iterator[list[tuple[int, bytes | None]
     try:
         file, _ = open_log(path)
         with file:
-            for number, line in enumerate(read_lines(_Hashed(file, digest)), 1):  # type: ignore[arg-type]
+            for number, line in enumerate(read_lines(_Hashed(file, digest)), 1):
                 portion.append((number, line.data))
                 if len(portion) == LINES_PER_PORTION:
                     yield portion
