@@ -86,6 +86,7 @@ def read(run: Path, name: str) -> dict[str, object]:
     return json.loads((run / name).read_bytes())  # type: ignore[no-any-return]
 
 
+@pytest.mark.soak
 def test_a_worker_is_killed_and_the_command_stopped_and_the_run_is_the_same_bit_for_bit(
     start: Start, undisturbed: Path, tmp_path: Path
 ) -> None:
