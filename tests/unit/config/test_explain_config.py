@@ -164,7 +164,7 @@ def test_the_schema_accepts_defaults_and_refuses_what_loading_refuses() -> None:
 )
 def test_schema_and_loader_agree_on_every_key(key: str, value: Any) -> None:
     assume(not (isinstance(value, float) and value.is_integer()))  # JSON Schema counts 1.0 as an integer
-    assume(not (key == "monitor.window_rows" and isinstance(value, int) and value < 100))  # below min_rows
+    assume(key not in ("monitor.window_rows", "judge.endpoint", "judge.judge_model"))  # make sense beside others only
     assume(not (key.endswith("_split") and isinstance(value, float) and value > 0.75))  # the two shares together
     section, leaf = key.split(".")
     try:
