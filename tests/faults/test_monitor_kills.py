@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import monitored_traffic
 from monitored_traffic import append, session_for, support_rows, write_release
 
 MONITOR = """
@@ -73,7 +74,7 @@ def killed_and_uninterrupted(place: Path, num_kills: int, seed: int) -> None:
     log.touch()
     with session_for(place, log).state as first:  # what is rotated before the first reading is history
         first.commit()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(monitored_traffic.__file__).parent)}
     for kill in range(num_kills):
         process = subprocess.Popen([sys.executable, "-c", MONITOR, str(place)], stdout=subprocess.PIPE, env=environment)
         assert process.stdout is not None

@@ -22,6 +22,7 @@ MARK_BYTES = 1024
 MIN_PART_BYTES = 32
 """A rotated file that is smaller is waited for: it may be a copy that has only begun."""
 FORGET_AFTER_SCANS = 10
+MAX_LISTINGS = 100
 _ROTATED = re.compile(r"[._-](?:\d[\dT:._-]*|old)(?:\.gz)?")
 
 
@@ -66,23 +67,44 @@ class Candidate:
 @dataclass(frozen=True, slots=True)
 class Scan:
     """`found`: parts with their files, to be read in this order. `skipped`: files that were left alone, with the why.
-    `lost`: parts whose file is gone with bytes unread."""
+    `lost`: parts whose file is gone with bytes unread. Not `is_settled`: a part was not where it is expected, perhaps
+    because of a rotation during this scan; nothing is read before the next one, or lines would be read out of order."""
 
     found: list[tuple[Part, Candidate]]
     skipped: dict[str, str]
     lost: list[Part]
+    is_settled: bool
 
 
 def candidates(log: Path) -> list[Candidate]:
-    """The rotated parts beside a log, oldest first, then the log itself. A file that vanishes meanwhile is left out;
-    one that is renamed meanwhile, and so seen under two names, counts once."""
+    """The rotated parts beside a log, oldest first, then the log itself, listed until two listings agree: one that a
+    rotation ran through may lack a file that was there all the time."""
+    before = _listed(log)
+    for _ in range(MAX_LISTINGS):
+        files = _listed(log)
+        if _is_still(before, files):
+            break
+        before = files
+    return sorted(files.values(), key=_age_of)
+
+
+def _is_still(before: dict[Path, Candidate], after: dict[Path, Candidate]) -> bool:
+    """Whether the same files have the same names, and none became shorter."""
+    return before.keys() == after.keys() and all(
+        (before[path].device, before[path].inode) == (file.device, file.inode)
+        and before[path].size_bytes <= file.size_bytes
+        for path, file in after.items()
+    )
+
+
+def _listed(log: Path) -> dict[Path, Candidate]:
     names = [log.name]
     try:
         beside = sorted(os.listdir(log.parent))
     except OSError:
         beside = []
     names += [name for name in beside if _is_rotated(name, log)]
-    found: dict[tuple[int, int], Candidate] = {}
+    found = {}
     for name in names:
         path = log.with_name(name)
         try:
@@ -90,9 +112,10 @@ def candidates(log: Path) -> list[Candidate]:
         except OSError:
             continue
         if stat.S_ISREG(status.st_mode):
-            place = (status.st_dev, status.st_ino)
-            found[place] = Candidate(path, *place, status.st_size, status.st_mtime_ns, name == log.name)
-    return sorted(found.values(), key=_age_of)
+            found[path] = Candidate(
+                path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, name == log.name
+            )
+    return found
 
 
 def open_candidate(file: Candidate) -> BinaryIO:
@@ -140,13 +163,15 @@ def scan(log: Path, parts: list[Part], *, is_first: bool) -> Scan:
                     matched[at] = file
                     free.remove(file)
                     break
-    skipped: dict[str, str] = {}
-    lost_parts = [part for at, part in enumerate(parts) if at not in matched]
+    lost = [part for at, part in enumerate(parts) if at not in matched and not part.is_foreign]
     live = next((file for file in files if file.is_live), None)
-    for file in free:
-        why = None if file.is_live else _why_not(file, files, live, lost_parts)
-        if why or not file.size_bytes:
-            skipped |= {file.path.name: why} if why else {}
+    why_not = {file.path.name: _why_not(file, files, live, lost) for file in free}
+    skipped = {name: why for name, why in why_not.items() if why}
+    # What was compared with the log holds only if the log was not cut in the meantime.
+    was_cut = any(file.is_live and not is_same(parts[at], file) for at, file in matched.items())
+    is_settled = not was_cut and all(part.num_missing for part in lost)
+    for file in free if is_settled else []:
+        if file.path.name in skipped or not file.size_bytes:
             continue
         part = Part(file.device, file.inode)
         if is_first and not file.is_live:
@@ -158,7 +183,8 @@ def scan(log: Path, parts: list[Part], *, is_first: bool) -> Scan:
     for at, file in matched.items():
         if not file.is_gzip:  # a compressed one is seen when it was read
             see(parts[at], file)
-    return Scan(_in_order(parts, matched), skipped, _age(parts, matched))
+    found = _in_order(parts, matched) if is_settled else []
+    return Scan(found, skipped, _age(parts, matched), is_settled)
 
 
 def _in_order(parts: list[Part], matched: dict[int, Candidate]) -> list[tuple[Part, Candidate]]:
@@ -207,6 +233,8 @@ def is_same_bytes(part: Part, handle: BinaryIO) -> bool:
 
 def _why_not(file: Candidate, files: list[Candidate], live: Candidate | None, lost: list[Part]) -> str | None:
     """Why a file that no part matches is not a new one: it repeats what is or was read elsewhere."""
+    if file.is_live:
+        return None
     if file.is_gzip and any(other.path.name == file.path.name.removesuffix(".gz") for other in files):
         return "the file that it is made of is still there"
     try:
@@ -237,7 +265,8 @@ def _mark(handle: BinaryIO, start: int, num: int) -> str:
 
 class Recording:
     """A file that remembers the first and the last MARK_BYTES that were read of it, up to where reading stands. Marks
-    are made of these: the file itself may have been copied and cut by the time that its lines are counted."""
+    are made of these: the file itself may have been copied and cut by the time that its lines are counted. Where it
+    still holds them (`holds`), it was not cut while they were read, and everything read of it belongs together."""
 
     def __init__(self, handle: BinaryIO) -> None:
         self.handle = handle
@@ -256,6 +285,14 @@ class Recording:
             self.head = (self.head + data)[:MARK_BYTES]
         self.tail = (self.tail + data[-MARK_BYTES:])[-MARK_BYTES:]
         return data
+
+    def holds(self, marks: tuple[bytes, bytes], offset: int) -> bool:
+        """Whether the file has these first bytes, and these last ones before `offset`, now."""
+        head, tail = marks
+        descriptor = self.handle.fileno()
+        return (
+            os.pread(descriptor, len(head), 0) == head and os.pread(descriptor, len(tail), offset - len(tail)) == tail
+        )
 
 
 def mark(part: Part, head: bytes, tail: bytes, offset: int) -> None:

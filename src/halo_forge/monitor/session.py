@@ -15,6 +15,7 @@ from halo_forge.monitor.log_parts import (
     Candidate,
     Part,
     Recording,
+    Scan,
     is_same_bytes,
     mark,
     mark_compressed,
@@ -38,6 +39,9 @@ from halo_forge.monitor.watch import (
 from halo_forge.monitor.window import Instruments
 from halo_forge.runs import Notify, provenance, sha256_file, sha256_json, silent
 
+MAX_SCANS = 5
+"""Of one reading. A log that rotates under each of them is read on at the next."""
+
 
 @dataclass(slots=True)
 class WatchSession:
@@ -59,13 +63,11 @@ class WatchSession:
         """
         num_before = self.state.traffic.num_lines
         with storage_in_words(self.state.directory):
-            found = scan(self.log, self.state.parts, is_first=self.state.is_new)
-            self.state.num_lost += len(found.lost)
-            for part, file in with_data(found.found):
-                if file.is_live:
-                    _require_plain(file.path)
-                read = self._read_compressed if file.is_gzip else self._read_plain
-                read(part, file, check)
+            for _ in range(MAX_SCANS):
+                found = scan(self.log, self.state.parts, is_first=self.state.is_new)
+                self.state.num_lost += len(found.lost)
+                if found.is_settled and self._read_found(found, check):
+                    break
             if self.state.is_new:
                 self.state.commit()
         torn = sum(part.is_unfinished for part, _ in found.found)
@@ -75,16 +77,26 @@ class WatchSession:
         )
         return self.state.traffic.num_lines - num_before
 
-    def _read_plain(self, part: Part, file: Candidate, check: Callable[[], None]) -> None:
+    def _read_found(self, found: Scan, check: Callable[[], None]) -> bool:
+        """Oldest first. False where a part moved meanwhile: nothing newer is read before the next scan finds it."""
+        for part, file in with_data(found.found):
+            if file.is_live:
+                _require_plain(file.path)
+            read = self._read_compressed if file.is_gzip else self._read_plain
+            if not read(part, file, check):
+                return False
+        return True
+
+    def _read_plain(self, part: Part, file: Candidate, check: Callable[[], None]) -> bool:
         try:
             handle, is_gzip = open_log(file.path)
         except OSError:
-            return  # moved meanwhile: the next scan finds it
+            return False
         with handle:
             status = os.fstat(handle.fileno())
             moved = is_gzip or (status.st_dev, status.st_ino) != (file.device, file.inode)
             if moved or (part.offset and not is_same_bytes(part, handle)):
-                return
+                return False
             portion: list[tuple[int, bytes | None]] = []
             offset, in_long = part.offset, part.in_long_line
             recording, marks = Recording(handle), (b"", b"")
@@ -96,11 +108,16 @@ class WatchSession:
                     portion.append((part.num_lines + len(portion) + 1, line.data))
                 offset, in_long = line.end, line.opens_long
                 if len(portion) >= LINES_PER_PORTION:
+                    if not recording.holds(marks, offset):
+                        return False
                     self._count(portion, part, marks, (offset, in_long))
                     portion = []
                     check()
             if portion or offset != part.offset:
+                if not recording.holds(marks, offset):
+                    return False
                 self._count(portion, part, marks, (offset, in_long))
+            return True
 
     def _count(
         self, portion: list[tuple[int, bytes | None]], part: Part, marks: tuple[bytes, bytes], place: tuple[int, bool]
@@ -112,7 +129,7 @@ class WatchSession:
         part.is_unfinished = part.size_bytes > offset
         self._commit(reports)
 
-    def _read_compressed(self, part: Part, file: Candidate, check: Callable[[], None]) -> None:
+    def _read_compressed(self, part: Part, file: Candidate, check: Callable[[], None]) -> bool:
         """A part that was compressed meanwhile: its rest, in one commit, also where its last line has no line feed."""
         reports: list[WindowReport] = []
         offset, in_long = part.offset, part.in_long_line
@@ -131,7 +148,7 @@ class WatchSession:
             self.notify("note", {"text": f"{file.path.name} is damaged, what could be read of it is counted: {error}"})
         except OSError:
             if not portion and not reports:
-                return
+                return False
         reports += self._add(portion)
         part.in_long_line = False
         try:
@@ -141,6 +158,7 @@ class WatchSession:
         see(part, file)
         self._commit(reports)
         check()
+        return True
 
     def _add(self, portion: list[tuple[int, bytes | None]]) -> list[WindowReport]:
         traffic = self.state.traffic

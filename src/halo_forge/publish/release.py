@@ -199,10 +199,10 @@ def _stage_and_claim(
         write_json(staging / PROOF_NAME, proof.model_dump(mode="json"))
         share_files(home.parent, staging, entries)
         while True:
+            version = _next_version(home)  # before the look: whoever takes a number after it makes the claim fail
             existing = _version_with(home, content, notify)
             if existing is not None:
                 return existing, False
-            version = _next_version(home)
             _write_card_and_manifest(records, facts, staging, home, version, proof)
             if claim(staging, home, version):
                 directory = home / f"v{version}"

@@ -75,12 +75,13 @@ _STRING_OR_MARK = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]|,(?=\s*[\]}])', re.S)
 
 def repaired_json(text: str) -> str:
     """The text with three repairs and no more, each tried only where the text is no JSON yet: the first code fence
-    peeled off, prose before and after the first object or array cut off, commas before a closing bracket dropped.
-    Nothing is added: what is cut off in the middle stays broken."""
+    peeled off, prose before and after the first object or array cut off, a comma before a closing bracket dropped.
+    Nothing is added: what is cut off in the middle stays broken. A text that they do not make JSON stays as it is."""
+    repaired = text
     for repair in (str, _unfenced, _first_document):
-        text = repair(text)
-        if parse_json(text) is not None:
-            return text
+        repaired = repair(repaired)
+        if parse_json(repaired) is not None:
+            return repaired
     return text
 
 
