@@ -10,7 +10,6 @@ import errno
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ MIN_PART_BYTES = 32
 """A rotated file that is smaller is waited for: it may be a copy that has only begun."""
 FORGET_AFTER_SCANS = 10
 MAX_LISTINGS = 100
+MOVED = "it was moved while it was looked at"
 _ROTATED = re.compile(r"[._-](?:\d[\dT:._-]*|old)(?:\.gz)?")
 
 
@@ -52,12 +52,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
+    """A file as it was listed. Its `head` tells later whether another one has its name and its inode by then."""
+
     path: Path
     device: int
     inode: int
     size_bytes: int
     mtime_ns: int
     is_live: bool
+    head: bytes
 
     @property
     def is_gzip(self) -> bool:
@@ -89,33 +92,40 @@ def candidates(log: Path) -> list[Candidate]:
 
 
 def _is_still(before: dict[Path, Candidate], after: dict[Path, Candidate]) -> bool:
-    """Whether the same files have the same names, and none became shorter."""
+    """Whether the same files have the same names. An inode alone says little: the next file may have been given it."""
     return before.keys() == after.keys() and all(
         (before[path].device, before[path].inode) == (file.device, file.inode)
-        and before[path].size_bytes <= file.size_bytes
+        and _begin_alike(before[path].head, file.head)
         for path, file in after.items()
     )
 
 
+def _begin_alike(one: bytes, other: bytes) -> bool:
+    both = min(len(one), len(other))
+    return one[:both] == other[:both]
+
+
 def _listed(log: Path) -> dict[Path, Candidate]:
-    names = [log.name]
+    # The log before the listing: a rotation after it is seen by its head, one before it has left a part beside the log.
+    live = _as_candidate(log, is_live=True)
     try:
         beside = sorted(os.listdir(log.parent))
     except OSError:
         beside = []
-    names += [name for name in beside if _is_rotated(name, log)]
-    found = {}
-    for name in names:
-        path = log.with_name(name)
-        try:
-            status = path.stat()
-        except OSError:
-            continue
-        if stat.S_ISREG(status.st_mode):
-            found[path] = Candidate(
-                path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, name == log.name
-            )
-    return found
+    others = (_as_candidate(log.with_name(name), is_live=False) for name in beside if _is_rotated(name, log))
+    return {file.path: file for file in (live, *others) if file}
+
+
+def _as_candidate(path: Path, *, is_live: bool) -> Candidate | None:
+    try:
+        if not path.is_file():
+            return None
+        with open(path, "rb") as handle:
+            status = os.fstat(handle.fileno())
+            head = handle.read(MARK_BYTES)
+    except OSError:
+        return None
+    return Candidate(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, is_live, head)
 
 
 def open_candidate(file: Candidate) -> BinaryIO:
@@ -124,7 +134,7 @@ def open_candidate(file: Candidate) -> BinaryIO:
     status = os.fstat(handle.fileno())
     if (status.st_dev, status.st_ino) != (file.device, file.inode):
         handle.close()
-        raise FileNotFoundError(errno.ENOENT, "moved while it was looked at", str(file.path))
+        raise FileNotFoundError(errno.ENOENT, MOVED, str(file.path))
     return handle
 
 
@@ -152,6 +162,7 @@ def scan(log: Path, parts: list[Part], *, is_first: bool) -> Scan:
     is_first  nothing is known yet: rotated files that are there already are history, and stay unread
     """
     files = candidates(log)
+    parts[:] = [part for part in parts if part.offset or part.is_foreign]  # of which nothing was read is not known
     matched: dict[int, Candidate] = {}
     free = list(files)
     for same_inode in (True, False):
@@ -169,7 +180,7 @@ def scan(log: Path, parts: list[Part], *, is_first: bool) -> Scan:
     skipped = {name: why for name, why in why_not.items() if why}
     # What was compared with the log holds only if the log was not cut in the meantime.
     was_cut = any(file.is_live and not is_same(parts[at], file) for at, file in matched.items())
-    is_settled = not was_cut and all(part.num_missing for part in lost)
+    is_settled = not was_cut and MOVED not in skipped.values() and all(part.num_missing for part in lost)
     for file in free if is_settled else []:
         if file.path.name in skipped or not file.size_bytes:
             continue
@@ -213,8 +224,6 @@ def is_same(part: Part, file: Candidate) -> bool:
         return True
     if part.is_foreign and file.is_live:
         return False
-    if not part.offset:  # nothing was read of it
-        return (part.device, part.inode) == (file.device, file.inode)
     if not file.is_gzip and not part.is_foreign and file.size_bytes < part.offset:
         return False
     try:
@@ -242,8 +251,10 @@ def _why_not(file: Candidate, files: list[Candidate], live: Candidate | None, lo
             head = handle.read(64 * MARK_BYTES)
         if len(head) < MIN_PART_BYTES:
             return "hardly begun"
-        if live is not None and head == _first_bytes(live, len(head)):
+        if live is not None and head == _first_bytes(live.path, len(head)):
             return "a copy of the log itself"
+    except FileNotFoundError:
+        return MOVED
     except (OSError, *UNREADABLE) as error:
         return f"cannot be read: {getattr(error, 'strerror', None) or error}"
     marks = {hashlib.sha256(head[: part.head_bytes]).hexdigest() for part in lost if part.head_bytes}
@@ -252,8 +263,8 @@ def _why_not(file: Candidate, files: list[Candidate], live: Candidate | None, lo
     return None
 
 
-def _first_bytes(file: Candidate, num: int) -> bytes:
-    with open(file.path, "rb") as handle:
+def _first_bytes(path: Path, num: int) -> bytes:
+    with open(path, "rb") as handle:
         return handle.read(num)
 
 
@@ -266,10 +277,13 @@ def _mark(handle: BinaryIO, start: int, num: int) -> str:
 class Recording:
     """A file that remembers the first and the last MARK_BYTES that were read of it, up to where reading stands. Marks
     are made of these: the file itself may have been copied and cut by the time that its lines are counted. Where it
-    still holds them (`holds`), it was not cut while they were read, and everything read of it belongs together."""
+    still holds them (`holds`), it was not cut while they were read, and everything read of it belongs together.
 
-    def __init__(self, handle: BinaryIO) -> None:
-        self.handle = handle
+    listed_head  first bytes that the file had when it was listed
+    """
+
+    def __init__(self, handle: BinaryIO, listed_head: bytes = b"") -> None:
+        self.handle, self.listed_head = handle, listed_head
         self.head = self.tail = b""
 
     def seek(self, offset: int) -> None:
@@ -287,8 +301,10 @@ class Recording:
         return data
 
     def holds(self, marks: tuple[bytes, bytes], offset: int) -> bool:
-        """Whether the file has these first bytes, and these last ones before `offset`, now."""
+        """Whether the file has these first bytes and these last ones before `offset`, now and when it was listed."""
         head, tail = marks
+        if not _begin_alike(head, self.listed_head):
+            return False
         descriptor = self.handle.fileno()
         return (
             os.pread(descriptor, len(head), 0) == head and os.pread(descriptor, len(tail), offset - len(tail)) == tail

@@ -99,7 +99,7 @@ class WatchSession:
                 return False
             portion: list[tuple[int, bytes | None]] = []
             offset, in_long = part.offset, part.in_long_line
-            recording, marks = Recording(handle), (b"", b"")
+            recording, marks = Recording(handle, file.head), (b"", b"")
             for line in read_lines(recording, part.offset, in_long_line=part.in_long_line):
                 if line.is_torn:
                     break
