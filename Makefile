@@ -32,8 +32,9 @@ golden: install-test  ## freeze the loss curves anew, and draw them; the commit 
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 HALO_FORGE_REMAKE_GOLDEN=1 $(BIN)/python -m pytest tests/golden/test_loss_curves.py
 	$(BIN)/python docs/draw_loss_curves.py
 
-soak: install-test  ## the long fault runs
+soak: install-test  ## the long fault runs, and a thousand new examples for each property
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m soak --timeout 7200 -s
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $$(grep -rl '^from hypothesis' tests) -m "not soak" --timeout 7200 --hypothesis-profile explore
 
 install: $(VENV)/.installed  ## .venv with the halo-forge command
 
