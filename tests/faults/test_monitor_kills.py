@@ -97,7 +97,6 @@ def killed_and_uninterrupted(place: Path, num_kills: int, seed: int) -> None:
         assert one == other
 
 
-@pytest.mark.soak
 def test_kills_and_rotations_lose_and_repeat_nothing(tmp_path: Path) -> None:
     killed_and_uninterrupted(tmp_path, num_kills=12, seed=1)
     assert list((tmp_path / "state/alerts").glob("*refusing-answers-raised.json"))
