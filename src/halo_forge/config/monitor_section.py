@@ -31,7 +31,7 @@ class MonitorSection(Section):
     clear it."""
     embedding: Literal["hashed", "minilm", "none"] = "hashed"
     """Vectors of prompts, fixed when a version is published: `hashed` character n-grams; `minilm` sentence embeddings
-    (a package of 80 MB, 10 to 30 ms a row); `none`."""
+    (a package of 80 MB, about 30 ms a row); `none`."""
     store_texts: bool = False
     """Keep words and short examples of new topics in state, alerts and page. Otherwise no text of a log is kept."""
     max_regression: Annotated[float, Field(ge=0)] = 0.02
