@@ -43,7 +43,8 @@ class Deciding:
 
 def deciding_metric(items: Sequence[Item], scored: Scored, named: str | None = None) -> Deciding:
     """The metric by which answers are right or wrong. Raises UsageError for one that cannot decide."""
-    metric, why = (named, "--metric") if named is not None else _chosen(items, scored)
+    chosen: tuple[str, MetricChoice] = (named, "--metric") if named is not None else _chosen(items, scored)
+    metric, why = chosen
     usable = [name for name in scored.tuned if _decides(name, scored)]
     if metric not in usable:
         raise UsageError(
