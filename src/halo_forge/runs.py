@@ -7,7 +7,7 @@
 ├── final_model/           loads with plain AutoModel / AutoTokenizer / peft
 ├── metrics.jsonl  training_log.json  trained.json  first_batch.txt  samples.jsonl  trackers.json  trackers/
 ├── eval/                  report.json answers.jsonl        baseline_metrics.json
-├── gate.json  release.json
+├── gate.json  release.json  iteration.json                inspect/
 └── report.html
 """
 
@@ -297,5 +297,6 @@ RUN_FILES = frozenset(
         *("preflight.json", "samples.jsonl", "trackers.json", "trackers", "wandb"),
         *("best_val", "best_train", "latest", "trained.json", "final_model"),
         *("eval", "baseline_metrics.json", "gate.json", "release.json", "report.html"),
+        *("inspect", "iteration.json"),
     )
 )

@@ -66,7 +66,7 @@ def read_conversations(path: Path, limit: int | None = None) -> list[Conversatio
 
 def conversation_from_line(line: bytes) -> Conversation:
     """What `conversation_line` wrote."""
-    return _conversation_from_json(json.loads(line))
+    return conversation_from_record(json.loads(line))
 
 
 class ExampleWriter:
@@ -292,7 +292,8 @@ def _part_to_json(part: Part) -> dict[str, Any]:
     }
 
 
-def _conversation_from_json(row: dict[str, Any]) -> Conversation:
+def conversation_from_record(row: dict[str, Any]) -> Conversation:
+    """A line of a split file, parsed."""
     return Conversation(
         id=row["id"],
         messages=tuple(

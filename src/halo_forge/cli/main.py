@@ -16,6 +16,7 @@ from halo_forge.cli import (
     data_commands,
     data_tools,
     diagnose_command,
+    failure_commands,
     init_command,
     model_commands,
     monitor_commands,
@@ -74,6 +75,8 @@ def build() -> typer.Typer:
 
     app.command("diagnose")(diagnose_command.diagnose_command)
     app.command("evaluate")(release_commands.evaluate_command)
+    app.command("inspect")(failure_commands.inspect_command)
+    app.command("iterate")(failure_commands.iterate_command)
     app.command("generate")(sampling_commands.generate_command)
     app.command("handoff")(sampling_commands.handoff_command)
     app.command("judge")(release_commands.judge_command)

@@ -20,7 +20,7 @@ from halo_forge.config.section import Fraction, PositiveInt, Section
 
 RowFormat = Literal[
     "auto", "messages", "sharegpt", "instruction", "prompt_completion", "question_answer", "query_response", "text",
-    "dolly", "openai_evals", "oasst", "segments", "preference", "xlam", "glaive",
+    "dolly", "openai_evals", "oasst", "segments", "preference", "xlam", "glaive", "prepared",
 ]  # fmt: skip
 
 

@@ -40,7 +40,8 @@ ENCODER_FLAGS = frozenset({"merged_boundary"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSource:
-    """What a worker must know of a batch's source."""
+    """What a worker must know of a batch's source. `is_settled`: the data stage wrote these rows, and whoever names
+    them says so (format `prepared`): no rule, policy of rows or benchmark looks at them again."""
 
     label: str
     format: RowFormat
@@ -48,6 +49,10 @@ class RowSource:
     name: str | None = None
     loss_weight: float = 1.0
     can_be_trained: bool = True
+
+    @property
+    def is_settled(self) -> bool:
+        return self.format == "prepared" and not self.mixed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +113,7 @@ class RowWorker:
             assert draft.conversation is not None
             draft.prompt, draft.answer = plain_turns(draft.conversation)
         if self.order.benchmarks is not None:
-            trained = [draft for draft in said if draft.problem is None and sources[draft.source].can_be_trained]
+            trained = [draft for draft in said if draft.problem is None and _is_compared(sources[draft.source])]
             self._compare_with_benchmarks(trained)
         self._encode([draft for draft in said if draft.problem is None])
         for draft in said:
@@ -139,6 +144,10 @@ class RowWorker:
             return draft
         except UnicodeEncodeError:  # from readers other than ours; ours refuse such rows
             draft.problem = RowError("lone_surrogate", "half of a surrogate pair is no character")
+            return draft
+        if source.is_settled:
+            draft.conversation, draft.prompt_key = converted.conversation, converted.prompt_key
+            draft.style = style_features(converted.conversation)
             return draft
         self._inspect(draft, converted)
         if draft.conversation is not None and (source.name or source.loss_weight != 1.0):
@@ -184,6 +193,10 @@ class RowWorker:
         for at, notes in batch.notes.items():
             drafts[at].flags += tuple(note for note in notes if note in ENCODER_FLAGS)
             drafts[at].fixes += tuple(note for note in notes if note not in ENCODER_FLAGS)
+
+
+def _is_compared(source: RowSource) -> bool:
+    return source.can_be_trained and not source.is_settled
 
 
 def _of_source(conversation: Conversation, source: RowSource) -> Conversation:

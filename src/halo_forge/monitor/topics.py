@@ -7,7 +7,6 @@ a sum of vectors and a count; words and examples only where the user wants texts
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,17 +15,16 @@ from typing import Any
 import numpy as np
 
 from halo_forge.monitor.records import Topic
+from halo_forge.texts.telling_words import count_words, telling_words
 
 JOIN_COSINE = 0.35
 MAX_GATHERINGS = 32
-MAX_WORDS = 2000
 MAX_EXAMPLES = 3
 EXAMPLE_CHARS = 160
 NUM_NAMING_WORDS = 5
 MIN_TOPIC_ROWS = 5
 MIN_TOPIC_SHARE = 0.005
 FIXED_POINT = 1024
-_WORD = re.compile(r"[^\W\d_]{3,30}")
 
 
 @dataclass(slots=True)
@@ -66,13 +64,6 @@ def gather(gatherings: list[Gathering], vectors: np.ndarray, texts: Sequence[str
                 found.examples.append(texts[row][:EXAMPLE_CHARS])
 
 
-def count_words(words: Counter[str], text: str) -> None:
-    """Each word of a text once; no new words once MAX_WORDS are known."""
-    for word in {match[0] for match in _WORD.finditer(text[:2000].lower())}:
-        if word in words or len(words) < MAX_WORDS:
-            words[word] += 1
-
-
 def _nearest(gatherings: list[Gathering], vector: np.ndarray) -> int | None:
     if not gatherings:
         return None
@@ -90,19 +81,7 @@ def topics_of(gatherings: Sequence[Gathering], num_rows: int, all_words: Counter
     topics = []
     for found in large:
         signs = np.packbits(found.sums > 0).tobytes()
-        words = _telling_words(found, num_rows, all_words)
+        words = telling_words(found.words, found.num_rows, all_words, num_rows, NUM_NAMING_WORDS)
         name = " ".join(words[:2]) or f"topic {hashlib.sha256(signs).hexdigest()[:8]}"
         topics.append(Topic(name=name, num_rows=found.num_rows, words=words, examples=tuple(found.examples)))
     return tuple(topics)
-
-
-def _telling_words(found: Gathering, num_rows: int, all_words: Counter[str]) -> tuple[str, ...]:
-    """Words that stand in most of its prompts and in few others."""
-    others = max(num_rows - found.num_rows, 1)
-
-    def excess(word: str) -> float:
-        count = found.words[word]
-        return count / found.num_rows - max(all_words[word] - count, 0) / others
-
-    best = sorted(found.words, key=lambda word: (-excess(word), word))[:NUM_NAMING_WORDS]
-    return tuple(word for word in best if excess(word) > 0.1)

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from halo_forge.monitor.production_log import LoggedRow
-from halo_forge.monitor.topics import Gathering, count_words, gather
+from halo_forge.monitor.topics import Gathering, gather
+from halo_forge.texts.telling_words import count_words
 from halo_forge.traits import language
 from halo_forge.traits.answers import is_json_document, is_refusal, is_repetitive
 from halo_forge.traits.prompt_space import PromptSpace, place

@@ -15,12 +15,12 @@ from functools import lru_cache
 import numpy as np
 
 from halo_forge.artifacts import Record
+from halo_forge.traits.spherical_means import cosine_distances, spherical_means
 
 MIN_PROMPTS = 40
 ROWS_PER_TOPIC = 25
 MAX_TOPICS = 12
 NUM_FREQUENCIES = 64
-NUM_ROUNDS = 12
 FAR_SHARE = 0.05
 """Share of prompts that lie far from every centre when nothing has changed."""
 FIXED_POINT = 4096
@@ -50,9 +50,10 @@ def fit_prompt_space(vectors: np.ndarray, kind: str) -> PromptSpace | None:
         return None
     order = np.random.default_rng(0).permutation(len(vectors))
     half = len(vectors) // 2
-    centres = np.round(_centres(vectors[order[:half]]), 4)
+    num_topics = max(1, min(MAX_TOPICS, half // ROWS_PER_TOPIC))
+    centres = np.round(spherical_means(vectors[order[:half]], num_topics), 4)
     held = vectors[order[half:]]
-    distances = np.sort(_distances(held, centres).min(1))
+    distances = np.sort(cosine_distances(held, centres).min(1))
     far_held = max(1, round(FAR_SHARE * (len(held) + 1)) - 1)
     bandwidth = _median_distance(vectors[order[:500]])
     exact = features(vectors, bandwidth)
@@ -63,7 +64,7 @@ def fit_prompt_space(vectors: np.ndarray, kind: str) -> PromptSpace | None:
         num_rows=len(vectors),
         num_held=len(held),
         centres=tuple(tuple(map(float, centre)) for centre in centres),
-        topic_counts=_counts(_distances(held, centres).argmin(1), len(centres)),
+        topic_counts=_counts(cosine_distances(held, centres).argmin(1), len(centres)),
         radius=float(distances[len(held) - 1 - far_held]),
         far_held=far_held,
         bandwidth=bandwidth,
@@ -74,7 +75,7 @@ def fit_prompt_space(vectors: np.ndarray, kind: str) -> PromptSpace | None:
 
 def place(vectors: np.ndarray, space: PromptSpace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(features int64 [n, f], nearest centre [n], whether it is far from every centre [n])."""
-    distances = _distances(vectors, np.array(space.centres))
+    distances = cosine_distances(vectors, np.array(space.centres))
     return features(vectors, space.bandwidth), distances.argmin(1), distances.min(1) > space.radius
 
 
@@ -88,25 +89,6 @@ def features(vectors: np.ndarray, bandwidth: float) -> np.ndarray:
 @lru_cache(maxsize=4)
 def _frequencies(width: int) -> np.ndarray:
     return np.random.default_rng(7).standard_normal((width, NUM_FREQUENCIES))
-
-
-def _centres(vectors: np.ndarray) -> np.ndarray:
-    """Spherical k-means, started from rows that lie far from each other."""
-    num = max(1, min(MAX_TOPICS, len(vectors) // ROWS_PER_TOPIC))
-    chosen = [int(_distances(vectors, vectors.mean(0, keepdims=True))[:, 0].argmin())]
-    while len(chosen) < num:
-        chosen.append(int(_distances(vectors, vectors[chosen]).min(1).argmax()))
-    centres = vectors[chosen]
-    for _ in range(NUM_ROUNDS):
-        nearest = _distances(vectors, centres).argmin(1)
-        sums = np.stack([vectors[nearest == topic].sum(0) for topic in range(num)])
-        norms = np.linalg.norm(sums, axis=1, keepdims=True)
-        centres = np.where(norms > 1e-6, sums / np.maximum(norms, 1e-6), centres)
-    return np.asarray(centres)
-
-
-def _distances(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    return np.asarray(1 - vectors @ centres.T.astype(np.float64))
 
 
 def _median_distance(vectors: np.ndarray) -> float:

@@ -14,6 +14,7 @@
     question_answer      question, answer, optional context
     query_response       query, response
     text                 text: one document, trained whole
+    prepared             what the data stage wrote: the conversations of a run's split
 Any row may carry `weight` (a positive number that multiplies its loss), `slices` ({name: label}) and `tests` (what
 generated answers are verified by: verify/row_tests.py; never trained).
 """
@@ -24,10 +25,11 @@ import difflib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from halo_forge.chat.records import Conversation, MediaPart, Message, SourceRef
+from halo_forge.chat.store import conversation_from_record
 from halo_forge.config.schema import RowFormat
 from halo_forge.data.conversion.content_parts import media_column, refused_media
 from halo_forge.data.conversion.conversation_shapes import LIST_COLUMNS, row_messages
@@ -76,6 +78,7 @@ FORMATS: Mapping[RowFormat, Columns] = {
     "question_answer": Columns(("question",), ("answer",), ("context", "system", "tools")),
     "query_response": Columns(("query",), ("response",), ("system", "tools")),
     "text": Columns(("text",)),
+    "prepared": Columns(("id", "messages", "tools", "slices", "weight", "source")),
 }
 """In the order in which they are tried: instruction rows often carry a rendered `text` too."""
 SAID_OF: Mapping[RowFormat, str] = {
@@ -127,14 +130,24 @@ class Converted:
 
 def format_of(value: Mapping[str, Any]) -> RowFormat | None:
     """The first format whose columns the row has; lists of from/value are ShareGPT whatever their column's name."""
+    if is_prepared(value):
+        return "prepared"
     for name, columns in FORMATS.items():
-        if columns.match(value):
+        if name != "prepared" and columns.match(value):
             if name in ("messages", "sharegpt"):
                 return _list_format(value, name)
             if name == "oasst" and not isinstance(value["prompt"], dict):
                 continue
             return name
     return None
+
+
+def is_prepared(value: Mapping[str, Any]) -> bool:
+    """Whether a row is a conversation record: its columns, and messages in parts instead of content."""
+    if not FORMATS["prepared"].match(value):
+        return False
+    messages = value["messages"]
+    return isinstance(messages, list) and bool(messages) and isinstance(messages[0], dict) and "parts" in messages[0]
 
 
 def _list_format(value: Mapping[str, Any], otherwise: RowFormat) -> RowFormat:
@@ -220,6 +233,8 @@ def convert(
     format = _applied_format(value, format, mixed, flags)
     if format != "text" and not media and (refused := media_column(value)):
         raise refused
+    if format == "prepared":
+        return _from_record(row, sorted(flags), system_prompt, keep_source=not mixed)
     fixes = set(row.fixes)
     messages, with_tools = row_messages(value, format, fixes, flags)
     if not media:
@@ -236,6 +251,23 @@ def convert(
     )  # fmt: skip
     return Converted(
         conversation=conversation, prompt_key=key, fixes=tuple(sorted(fixes)), flags=tuple(sorted(flags)), format=format
+    )
+
+
+def _from_record(row: Row, flags: Sequence[str], system_prompt: str | None, *, keep_source: bool) -> Converted:
+    """A record of a split as it stands; only its id is worked out anew. `keep_source`: it comes from where the record
+    says, not from the split file."""
+    try:
+        record = conversation_from_record(row.value or {})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RowError("bad_messages", f"this is no record of a split ({type(error).__name__}: {error})") from None
+    _refuse_media(record.messages)
+    turns = record.messages
+    own = turns[1:] if turns[0].role == "system" and system_prompt and turns[0].text == system_prompt else turns
+    source = record.source if keep_source else SourceRef(path=row.path, line=row.line)
+    conversation = replace(record, id=content_sha256(turns, record.tools), source=source)
+    return Converted(
+        conversation=conversation, prompt_key=prompt_key(own), fixes=row.fixes, flags=tuple(flags), format="prepared"
     )
 
 
