@@ -211,6 +211,15 @@ def _compare_classes(name: str, scored: Scored, how: Comparing) -> tuple[Compari
     return over_slices(compare, usable, how.slices, how.is_subsampled)
 
 
+def kind_of(base: FloatArray, tuned: FloatArray) -> ItemKind:
+    """The kind of scores [N] that nobody declared: 0 and 1 are a rate, others between them a fraction, else a count."""
+    scores = np.concatenate([base, tuned])
+    scores = scores[~np.isnan(scores)]
+    if np.isin(scores, (0, 1)).all():
+        return "rate"
+    return "fraction" if ((scores >= 0) & (scores <= 1)).all() else "count"
+
+
 def _check_kind(metric: str, kind: ItemKind, base: FloatArray, tuned: FloatArray) -> None:
     scores = np.concatenate([base, tuned])
     fits = {

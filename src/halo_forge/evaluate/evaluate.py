@@ -92,6 +92,7 @@ def evaluate(
     if not conversations and not suites:
         notify("note", {"text": "the holdout is empty: nothing is measured"})
         report = report.model_copy(update={"comparisons": _nothing_compared(config, own)})
+        run.file(SCORES).unlink(missing_ok=True)
         return _write(config, run, trained, report, ("", ""), start)
     asked = conversations_to_items(conversations, config, prepared, tokenizer)
     questions = suite_questions(suites, tokenizer, prepared.max_seq_length)
@@ -119,7 +120,7 @@ def evaluate(
         }
     )
     write_suite_answers(run, of_suites)
-    write_atomic(run.file(SCORES), score_lines(report, items, tuned, scored, sliced.masks, general))
+    write_atomic(run.file(SCORES), score_lines(report, items, tuned, scored, sliced.masks, general, of_suites))
     written = _answer_lines(items, base, tuned, scored), flip_lines(items, scored)
     report = _write(config, run, trained, report, written, start)
     _forget_other_caches(how, {base.cache, tuned.cache})

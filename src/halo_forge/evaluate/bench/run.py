@@ -17,7 +17,7 @@ from halo_forge.errors import HaloForgeError
 from halo_forge.evaluate.answer_cache import AnswerCache, cache_name
 from halo_forge.evaluate.bench import engine
 from halo_forge.evaluate.bench.code_tests import sandbox_tests
-from halo_forge.evaluate.bench.compare import compare_outcomes, measure_outcome
+from halo_forge.evaluate.bench.compare import compare_outcomes, measure_outcome, score_lines
 from halo_forge.evaluate.bench.outcome import ItemAnswer, Outcome, failed, outcome_of
 from halo_forge.evaluate.bench.records import REPORT, BenchReport, BenchRun
 from halo_forge.evaluate.bench.tasks import Benchmark, benchmark_named
@@ -33,7 +33,7 @@ from halo_forge.runs import (
     write_atomic,
 )
 
-ITEMS, CACHE = "items.jsonl", "cache"
+ITEMS, SCORES, CACHE = "items.jsonl", "scores.jsonl", "cache"
 Opened = Callable[[], AbstractContextManager[torch.nn.Module]]
 
 
@@ -63,8 +63,8 @@ def run_benchmarks(
     notify: Notify = silent,
     check: Callable[[], None] = keep_going,
 ) -> BenchReport:
-    """Run every benchmark on each side ("tuned", and "base" where there is one) and write report.json and items.jsonl
-    into `directory`.
+    """Run every benchmark on each side ("tuned", and "base" where there is one) and write report.json, items.jsonl
+    and scores.jsonl (bench/compare.py) into `directory`.
 
     Likelihoods and answers are kept in directory/cache as soon as they are known: the same command goes on after any
     kill. A benchmark that breaks is `failed` with its reason, and the others go on. Raises UsageError without lm-eval.
@@ -95,6 +95,7 @@ def run_benchmarks(
         items=ITEMS, weights_sha256=weights_sha256, notes=tuple(notes), time_s=time.perf_counter() - start,
     )  # fmt: skip
     write_atomic(directory / ITEMS, items)
+    write_atomic(directory / SCORES, score_lines(benchmarks, outcomes["tuned"], weights_sha256))
     write_artifact(directory / REPORT, report)
     return report
 

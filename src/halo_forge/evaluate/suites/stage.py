@@ -122,9 +122,10 @@ def judge(asked: Asked, said: Measured) -> Judged:
 
 @dataclass(frozen=True, slots=True)
 class SuiteResults:
-    """comparisons: over all suites together, as the gate reads them. files: path -> content, to be written before
-    the report that names them."""
+    """judged: every item with what base and tuned scored. comparisons: over all suites together, as the gate reads
+    them. files: path -> content, to be written before the report that names them."""
 
+    judged: tuple[tuple[Asked, Judged, Judged], ...]
     comparisons: tuple[Comparison, ...]
     reports: tuple[SuiteReport, ...]
     files: dict[str, str]
@@ -134,7 +135,7 @@ def compare_suites(
     questions: Questions, base: Measured, tuned: Measured, resampling: Resampling, wanted: Collection[str] = ()
 ) -> SuiteResults:
     """wanted: metrics that a gate rule reads; one that no item measures is there as not measured, with the reason."""
-    judged = [(asked, judge(asked, base), judge(asked, tuned)) for asked in questions.asked]
+    judged = tuple((asked, judge(asked, base), judge(asked, tuned)) for asked in questions.asked)
     pooled = compare_judged([pair for _, *pair in judged], resampling)  # type: ignore[misc]
     there = {row.metric for row in pooled}
     pooled += [
@@ -159,7 +160,7 @@ def compare_suites(
                 comparisons=tuple(_of_suite(rows, resampling)),
             )
         )
-    return SuiteResults(tuple(pooled), tuple(reports), files)
+    return SuiteResults(judged, tuple(pooled), tuple(reports), files)
 
 
 def write_suite_answers(run: RunDirectory, results: SuiteResults) -> None:
