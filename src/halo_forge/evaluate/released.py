@@ -13,12 +13,12 @@ import numpy as np
 
 from halo_forge.artifacts import Comparison, EvalReport, Measurement
 from halo_forge.errors import DataError
-from halo_forge.evaluate.bench.records import BENCH_PREFIX
 from halo_forge.evaluate.compare import compare_items, comparison_of, kind_of, marked
 from halo_forge.evaluate.item_scores import SUITE_SET
 from halo_forge.evaluate.statistics import Resampling, compare_perplexities
 from halo_forge.evaluate.suites.comparing import compare_judged
 from halo_forge.evaluate.suites.scoring import Judged
+from halo_forge.metrics import BENCH_PREFIX
 
 LIKELIHOODS: tuple[tuple[str, str], ...] = (("perplexity", "holdout"), ("general_perplexity", "general_texts"))
 """Metrics that are worked out from likelihoods, and the set of items each is of."""

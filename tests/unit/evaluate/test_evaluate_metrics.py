@@ -21,7 +21,7 @@ from halo_forge.evaluate.metrics.json_answers import load_schema, parse_json, re
 from halo_forge.evaluate.metrics.labels import class_accuracy, macro_f1, one_hot_labels, why_no_labels
 from halo_forge.evaluate.metrics.lengths import conciseness, repetition
 from halo_forge.evaluate.metrics.overlap import longest_common_subsequence, rouge_l
-from halo_forge.metrics import METRIC_FACTS
+from halo_forge.metrics import METRIC_FACTS, SUITE_METRICS
 
 # ---------------------------------------------------------------------------------------------- words
 
@@ -223,7 +223,7 @@ def test_strict_and_repaired_are_two_numbers(tmp_path: Path) -> None:
 
 
 def test_every_metric_is_declared_once() -> None:
-    assert list(METRICS) == list(METRIC_FACTS)
+    assert [*METRICS, *SUITE_METRICS] == list(METRIC_FACTS)
     for name, metric in METRICS.items():
         of_texts = metric.kind not in ("perplexity", "general", "ratio", "classes") and name not in (PASSES, COMPILES)
         assert (metric.score is not None) == of_texts, name
@@ -254,6 +254,7 @@ def exact_match(answer, reference, row):
 
 sideways = lambda answer, reference, row: 1
 sideways.direction = "up"
+over_refusal_rate = judge_win_rate = exact_match
 """
 ROW = {"id": "r7", "source": "rows.jsonl", "line": 3, "prompt": "Q", "slices": {}}
 
@@ -288,6 +289,7 @@ def test_a_failing_scorer_names_file_function_and_item(scorer_file: Path, name: 
 
 @pytest.mark.parametrize(("name", "told"), [
     ("missing", "has no function missing"), ("exact_match", "there is a metric 'exact_match' already"),
+    ("over_refusal_rate", "there is a metric 'over_refusal_rate' already"), ("judge_win_rate", "already"),
     ("sideways", "direction is 'up'"), ("not a name", "a Python file and a function"),
 ])  # fmt: skip
 def test_a_scorer_that_cannot_be_used_is_refused_before_anything_runs(scorer_file: Path, name: str, told: str) -> None:

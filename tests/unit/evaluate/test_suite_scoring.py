@@ -14,7 +14,7 @@ from halo_forge.evaluate.statistics import Resampling
 from halo_forge.evaluate.suites.calibration import brier_score, choice_probabilities, expected_calibration_error
 from halo_forge.evaluate.suites.comparing import compare_judged, compare_metric
 from halo_forge.evaluate.suites.scoring import Judged, judge_answer, judge_choice, repeated_share
-from halo_forge.suites.metrics import SUITE_METRICS
+from halo_forge.metrics import SUITE_METRICS
 from halo_forge.suites.suite import Choice, Item, parse_suite
 
 HOW = Resampling(0.95, 500, 0)

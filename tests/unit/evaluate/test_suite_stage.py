@@ -24,8 +24,8 @@ from halo_forge.evaluate.released import compare_versions, read_scores
 from halo_forge.evaluate.statistics import Resampling
 from halo_forge.evaluate.suites.stage import suite_questions
 from halo_forge.gate import decide
+from halo_forge.metrics import SUITE_METRICS
 from halo_forge.runs import RunDirectory, read_artifact, sha256_file
-from halo_forge.suites.metrics import SUITE_METRICS
 from halo_forge.suites.suite import parse_suite
 
 if TYPE_CHECKING:

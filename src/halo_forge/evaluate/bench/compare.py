@@ -10,10 +10,10 @@ import numpy as np
 
 from halo_forge.artifacts import Comparison, Direction, Measurement, Status
 from halo_forge.evaluate.bench.outcome import Number, Outcome
-from halo_forge.evaluate.bench.records import BENCH_PREFIX
 from halo_forge.evaluate.bench.tasks import Benchmark
 from halo_forge.evaluate.compare import compare_items, kind_of
 from halo_forge.evaluate.statistics import Resampling
+from halo_forge.metrics import BENCH_PREFIX
 from halo_forge.runs import sha256_json
 
 

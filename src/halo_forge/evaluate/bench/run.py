@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from halo_forge.errors import HaloForgeError
+from halo_forge.artifacts import TrainedModel
+from halo_forge.config.schema import Config
+from halo_forge.errors import HaloForgeError, UsageError
 from halo_forge.evaluate.answer_cache import AnswerCache, cache_name
 from halo_forge.evaluate.bench import engine
 from halo_forge.evaluate.bench.code_tests import sandbox_tests
 from halo_forge.evaluate.bench.compare import compare_outcomes, measure_outcome, score_lines
 from halo_forge.evaluate.bench.outcome import ItemAnswer, Outcome, failed, outcome_of
-from halo_forge.evaluate.bench.records import REPORT, BenchReport, BenchRun
+from halo_forge.evaluate.bench.records import BENCH, REPORT, BenchReport, BenchRun
 from halo_forge.evaluate.bench.tasks import Benchmark, benchmark_named
 from halo_forge.evaluate.statistics import Resampling
 from halo_forge.models.forward import keep_going, language_model
 from halo_forge.runs import (
     Notify,
+    RunDirectory,
     provenance,
     sha256_bytes,
     sha256_json,
@@ -34,7 +38,16 @@ from halo_forge.runs import (
 )
 
 ITEMS, SCORES, CACHE = "items.jsonl", "scores.jsonl", "cache"
+TREE_VARIABLE = "HALO_FORGE_BENCHMARKS"
 Opened = Callable[[], AbstractContextManager[torch.nn.Module]]
+
+
+class ModelPair(Protocol):
+    """The two models, one at a time, in eval mode on their device. Both context managers may be entered again."""
+
+    def base(self) -> AbstractContextManager[torch.nn.Module]: ...
+
+    def tuned(self) -> AbstractContextManager[torch.nn.Module]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +63,38 @@ class BenchSettings:
     batch_size: int = 16
     chat_template: bool = False
     resampling: Resampling = field(default_factory=Resampling)
+
+
+def benchmark_pair(
+    config: Config,
+    run: RunDirectory,
+    trained: TrainedModel,
+    models: ModelPair,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: BenchSettings | None = None,
+    notify: Notify = silent,
+    check: Callable[[], None] = keep_going,
+) -> BenchReport:
+    """Base and tuned of a run, into its eval/bench. settings: those of `evaluation.benchmarks` where none are given."""
+    of_config = config.evaluation
+    settings = settings or BenchSettings(
+        names=tuple(of_config.benchmarks), tree=benchmark_tree(), batch_size=of_config.batch_size
+    )
+    resampling = Resampling(of_config.confidence, of_config.bootstrap_samples, config.training.seed)
+    return run_benchmarks(
+        {"base": models.base, "tuned": models.tuned}, tokenizer, replace(settings, resampling=resampling),
+        run.file(BENCH), model_name=str(run.file(trained.final_model)), weights_sha256=trained.weights_sha256,
+        notify=notify, check=check,
+    )  # fmt: skip
+
+
+def benchmark_tree() -> Path | None:
+    """Where $HALO_FORGE_BENCHMARKS says that the rows lie, or None for the Hub. UsageError where nothing is there."""
+    named = os.environ.get(TREE_VARIABLE)
+    if named and not Path(named).is_dir():
+        where = f"{TREE_VARIABLE}={named}"
+        raise UsageError("there is no such tree of benchmarks", where=where, fix="halo-forge bench mirror DIRECTORY")
+    return Path(named) if named else None
 
 
 def run_benchmarks(

@@ -145,5 +145,7 @@ _SCORING: dict[str, tuple[Score | None, Applies]] = {
     "general_kl": (None, _always),
 }
 
-METRICS: dict[str, Metric] = {name: Metric(fact, *_SCORING[name]) for name, fact in METRIC_FACTS.items()}
-"""Every metric there is, in the order of the report."""
+METRICS: dict[str, Metric] = {
+    name: Metric(fact, *_SCORING[name]) for name, fact in METRIC_FACTS.items() if fact.of == "holdout"
+}
+"""Every metric of the holdout, in the order of the report."""

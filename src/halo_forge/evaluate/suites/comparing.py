@@ -20,7 +20,7 @@ from halo_forge.evaluate.statistics import (
 )
 from halo_forge.evaluate.suites.calibration import FloatArray, compare_calibration, compare_precisions
 from halo_forge.evaluate.suites.scoring import Judged
-from halo_forge.suites.metrics import SUITE_METRICS
+from halo_forge.metrics import SUITE_METRICS
 
 Pairs = Sequence[tuple[Judged, Judged]]
 """(base, tuned) of the same items."""

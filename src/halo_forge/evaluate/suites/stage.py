@@ -24,9 +24,9 @@ from halo_forge.evaluate.statistics import Resampling
 from halo_forge.evaluate.suites.calibration import choice_probabilities
 from halo_forge.evaluate.suites.comparing import compare_judged, not_measured
 from halo_forge.evaluate.suites.scoring import Judged, judge_answer, judge_choice
+from halo_forge.metrics import SUITE_METRICS
 from halo_forge.models.generate import Prompt
 from halo_forge.runs import RunDirectory, sha256_json, write_atomic
-from halo_forge.suites.metrics import SUITE_METRICS
 from halo_forge.suites.suite import Choice, Item, Suite
 
 ANSWERS = "eval/suites"
