@@ -29,6 +29,7 @@ from halo_forge.evaluate.statistics import (
     compare_rates,
     compare_ratios,
 )
+from halo_forge.metrics import METRIC_FACTS
 
 BoolArray = npt.NDArray[np.bool_]
 Slices = Mapping[str, BoolArray]
@@ -285,6 +286,6 @@ def not_compared(
 ) -> Comparison:
     """A metric that keeps its place without a number. direction: by the table, where it is not given."""
     empty = Measurement(
-        metric=name, value=None, n=n, status=status, direction=direction or METRICS[name].direction, note=reason
+        metric=name, value=None, n=n, status=status, direction=direction or METRIC_FACTS[name].direction, note=reason
     )  # fmt: skip
     return Comparison(metric=name, base=empty, tuned=empty, delta=empty)

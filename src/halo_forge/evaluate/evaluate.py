@@ -28,7 +28,6 @@ from halo_forge.evaluate.items import Item, conversations_to_items, read_holdout
 from halo_forge.evaluate.measure import Measured, Measuring, measure_model
 from halo_forge.evaluate.metrics import METRICS, Answer, Given, OwnScorer, load_scorers
 from halo_forge.evaluate.metrics.formats import compile_pattern
-from halo_forge.evaluate.metrics.json_answers import load_schema
 from halo_forge.evaluate.retention import (
     Retention,
     base_predictions,
@@ -54,6 +53,7 @@ from halo_forge.runs import (
     write_json,
 )
 from halo_forge.suites.suite import load_suites
+from halo_forge.texts.json_schema import load_schema
 
 REPORT, ANSWERS, FLIPS, CACHE = "eval/report.json", "eval/answers.jsonl", "eval/flips.jsonl", "eval/cache"
 ALWAYS_MEASURED = ("perplexity", "exact_match", "token_f1", "stop_rate", "answer_length")
@@ -124,13 +124,13 @@ def evaluate(
 def check_evaluation(config: Config) -> tuple[Given, tuple[OwnScorer, ...]]:
     """Refuse a schema, an expression, a scorer, a suite or benchmarks that cannot be used, with an error that names it;
     for the start of a run, before anything is trained. Returns what to score by."""
-    settings = config.evaluation
+    settings, schema = config.evaluation, config.evaluation.json_schema
     load_suites(settings.suites)
     if settings.benchmarks:
         require_lm_eval()
         benchmark_tree()
     given = Given(
-        validator=load_schema(settings.json_schema) if settings.json_schema else None,
+        validator=load_schema(schema, f"evaluation.json_schema: {schema}") if schema else None,
         pattern=compile_pattern(settings.regex) if settings.regex is not None else None,
     )
     return given, load_scorers(settings.scorers)

@@ -17,11 +17,13 @@ from halo_forge.errors import UsageError
 from halo_forge.evaluate.code_scores import COMPILES, PASSES
 from halo_forge.evaluate.metrics import METRICS, Answer, Given, ScorerFailed, load_scorers, own_score
 from halo_forge.evaluate.metrics.formats import compile_pattern, markdown_problems, regex_match
-from halo_forge.evaluate.metrics.json_answers import load_schema, parse_json, repaired_json, schema_valid
+from halo_forge.evaluate.metrics.json_answers import repaired_json, schema_valid
 from halo_forge.evaluate.metrics.labels import class_accuracy, macro_f1, one_hot_labels, why_no_labels
 from halo_forge.evaluate.metrics.lengths import conciseness, repetition
 from halo_forge.evaluate.metrics.overlap import longest_common_subsequence, rouge_l
 from halo_forge.metrics import METRIC_FACTS, SUITE_METRICS
+from halo_forge.texts.json_documents import parse_json
+from halo_forge.texts.json_schema import load_schema
 
 # ---------------------------------------------------------------------------------------------- words
 
@@ -203,7 +205,7 @@ def test_the_three_repairs(text: str, expected: str) -> None:
 def test_nothing_is_added_by_a_repair(tmp_path: Path, text: str) -> None:
     schema = tmp_path / "s.json"
     schema.write_text("{}")
-    assert schema_valid(repaired_json(text), load_schema(str(schema))) == 0
+    assert schema_valid(repaired_json(text), load_schema(str(schema), "here")) == 0
 
 
 @given(st.text(alphabet='{}[]",:\\`\n a1', max_size=80))
@@ -216,7 +218,7 @@ def test_a_repair_of_any_text_ends_and_leaves_json_alone(text: str) -> None:
 def test_strict_and_repaired_are_two_numbers(tmp_path: Path) -> None:
     schema = tmp_path / "s.json"
     schema.write_text('{"type": "object"}')
-    tools = Given(validator=load_schema(str(schema)))
+    tools = Given(validator=load_schema(str(schema), "here"))
     fenced = Answer('```json\n{"a": 1}\n```', 1, True)
     scores = {name: METRICS[name].score for name in ("schema_valid", "schema_repaired")}
     assert [score(fenced, "", tools) for score in scores.values() if score] == [0, 1]

@@ -17,12 +17,13 @@ from transformers import PreTrainedTokenizerBase
 from halo_forge.artifacts import Comparison, SuiteReport
 from halo_forge.chat import ChatEncoder, Conversation, Message, SourceRef, TextPart, prompt_and_reference
 from halo_forge.errors import RowError
+from halo_forge.evaluate.compare import not_compared
 from halo_forge.evaluate.items import Item as Question
 from halo_forge.evaluate.items import decode
 from halo_forge.evaluate.measure import Measured
 from halo_forge.evaluate.statistics import Resampling
 from halo_forge.evaluate.suites.calibration import choice_probabilities
-from halo_forge.evaluate.suites.comparing import compare_judged, not_measured
+from halo_forge.evaluate.suites.comparing import compare_judged
 from halo_forge.evaluate.suites.scoring import Judged, judge_answer, judge_choice
 from halo_forge.metrics import SUITE_METRICS
 from halo_forge.models.generate import Prompt
@@ -139,7 +140,7 @@ def compare_suites(
     pooled = compare_judged([pair for _, *pair in judged], resampling)  # type: ignore[misc]
     there = {row.metric for row in pooled}
     pooled += [
-        not_measured(name, "no item of evaluation.suites measures it")
+        not_compared(name, "not_measured", "no item of evaluation.suites measures it")
         for name in SUITE_METRICS
         if name in wanted and name not in there
     ]
