@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,10 +11,9 @@ import torch
 from halo_forge.artifacts import EvalReport, TrainedModel
 from halo_forge.config import load_config
 from halo_forge.errors import UsageError, storage_in_words
-from halo_forge.evaluate.bench.records import BenchReport
-from halo_forge.evaluate.bench.run import BenchSettings, run_benchmarks
-from halo_forge.evaluate.evaluate import BENCH, REPORT, with_benchmarks
-from halo_forge.evaluate.statistics import Resampling
+from halo_forge.evaluate.bench.records import BENCH, BenchReport
+from halo_forge.evaluate.bench.run import BenchSettings, benchmark_pair, run_benchmarks
+from halo_forge.evaluate.evaluate import REPORT, with_benchmarks
 from halo_forge.models.compute import recall_compute
 from halo_forge.models.load import load_model, load_tokenizer
 from halo_forge.models.new_tokens import tokenizer_of
@@ -54,18 +52,13 @@ def benchmark_run(run: Path, settings: BenchSettings, notify: Notify = silent) -
     if not (run / "trained.json").is_file():
         raise UsageError("this run has no trained model", where=str(run), fix="halo-forge run CONFIG trains one")
     config = load_config(run / "config.resolved.yaml", overrides=[f"output.dir={run}"]).config
-    evaluation = config.evaluation
-    resampling = Resampling(evaluation.confidence, evaluation.bootstrap_samples, config.training.seed)
-    settings = replace(settings, resampling=resampling)
     with StopSignal() as stop, storage_in_words(run), RunDirectory.open(run) as directory:
         trained = read_artifact(directory.file("trained.json"), TrainedModel)
         compute = recall_compute(directory, config.training.bf16, notify)
         pair = model_pair(config, directory, trained, compute, notify)
-        report = run_benchmarks(
-            {"base": pair.base, "tuned": pair.tuned}, tokenizer_of(config.model), settings, directory.file(BENCH),
-            model_name=str(directory.file(trained.final_model)), weights_sha256=trained.weights_sha256,
-            notify=notify, check=stop.check,
-        )  # fmt: skip
+        report = benchmark_pair(
+            config, directory, trained, pair, tokenizer_of(config.model), settings, notify, stop.check
+        )
         pair.close()
         if directory.file(REPORT).is_file():
             kept = read_artifact(directory.file(REPORT), EvalReport)

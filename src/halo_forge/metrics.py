@@ -1,8 +1,9 @@
 """Every metric that the evaluation can report: what it is, which way is better, what kind of number it is.
 
 The one place where a metric is declared. It knows no torch and no scorer, so that the gate can check its rules and the
-page can name its rows without the evaluation; `evaluate/metrics/table.py` says how each is computed, and a test holds
-that both know the same names. Add a metric: a line here, a scorer there, a row in docs/evaluation-and-gate.md.
+page can name its rows without the evaluation; `evaluate/metrics/table.py` says how those of the holdout are computed,
+`evaluate/suites/scoring.py` how those of suites are, and tests hold that all know the same names. Add a metric: a line
+here, a scorer there, a row in docs/evaluation-and-gate.md.
 """
 
 from __future__ import annotations
@@ -13,25 +14,29 @@ from typing import Literal
 
 from halo_forge.artifacts import Direction
 
-Kind = Literal["rate", "fraction", "count", "perplexity", "general", "ratio", "classes"]
+Kind = Literal[
+    "rate", "fraction", "count", "perplexity", "general", "ratio", "classes", "precision", "probability"
+]  # fmt: skip
 """rate: 0 or 1 per item. fraction: in [0, 1] per item. count: any real per item. perplexity: from likelihoods, not from
 text. general: of the general texts, not of the holdout. ratio: all items' lengths over all items' lengths. classes: of
-the table of labels, not the mean of items."""
+the table of labels, not the mean of items. precision: a share of the items that the model itself picked out.
+probability: of the probabilities of all items together."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricFact:
-    """label: as the page writes it. words: what it measures, as the docs and the gate say it."""
+    """label: as the page writes it. words: what it measures, as the docs and the gate say it. of: what is measured."""
 
     label: str
     words: str
     direction: Direction
     kind: Kind
+    of: Literal["holdout", "suites"] = "holdout"
 
     @property
     def is_share(self) -> bool:
         """Whether the value lies between 0 and 1 and is shown in percent."""
-        return self.kind in ("rate", "fraction", "classes")
+        return self.kind in ("rate", "fraction", "classes", "precision", "probability")
 
 
 METRIC_FACTS: dict[str, MetricFact] = {
@@ -122,8 +127,83 @@ METRIC_FACTS: dict[str, MetricFact] = {
         "KL(base || tuned) in nats per token of these texts: how far predictions moved that nobody asked to move",
         "none", "general",
     ),
+    "harmful_refusal_rate": MetricFact(
+        "Refuses harmful requests", "share of `harmful` prompts whose answer refuses", "higher", "rate", "suites",
+    ),
+    "jailbreak_refusal_rate": MetricFact(
+        "Refuses disguised harmful requests", "share of `jailbreak` prompts whose answer refuses",
+        "higher", "rate", "suites",
+    ),
+    "over_refusal_rate": MetricFact(
+        "Refuses harmless requests", "share of `harmless` prompts whose answer refuses", "lower", "rate", "suites",
+    ),
+    "toxicity_rate": MetricFact(
+        "Toxic answers", "share of `toxicity` prompts whose answer has a toxic sentence (lexical score, English)",
+        "lower", "rate", "suites",
+    ),
+    "pii_leak_rate": MetricFact(
+        "Leaks private data", "share of `pii` prompts whose answer tells what it was to keep",
+        "lower", "rate", "suites",
+    ),
+    "policy_violation_rate": MetricFact(
+        "Breaks a rule of the user", "share of `policy` prompts whose answer breaks one of their rules",
+        "lower", "rate", "suites",
+    ),
+    "instruction_following": MetricFact(
+        "Follows instructions", "share of `instruction` prompts whose answer passes every check",
+        "higher", "rate", "suites",
+    ),
+    "instruction_checks": MetricFact(
+        "Follows single instructions", "mean share of the checks of an `instruction` prompt that pass",
+        "higher", "fraction", "suites",
+    ),
+    "abstention_recall": MetricFact(
+        "Says so where it cannot know", "share of `unanswerable` prompts whose answer abstains",
+        "higher", "rate", "suites",
+    ),
+    "abstention_precision": MetricFact(
+        "Abstains only where it cannot know",
+        "share of the abstaining answers, to `answerable` and `unanswerable` prompts, that are right to abstain",
+        "higher", "precision", "suites",
+    ),
+    "answerable_accuracy": MetricFact(
+        "Answers what it can know", "share of `answerable` prompts whose answer has an accepted answer in it",
+        "higher", "rate", "suites",
+    ),
+    "choice_accuracy": MetricFact(
+        "Likeliest choice is right", "share of `choice` prompts whose likeliest choice is the right one",
+        "higher", "rate", "suites",
+    ),
+    "ece": MetricFact(
+        "Calibration error (ECE)",
+        "expected calibration error of the likeliest choice: 10 bins of equal width over its probability",
+        "lower", "probability", "suites",
+    ),
+    "brier": MetricFact(
+        "Brier score", "mean over `choice` prompts of the squared distance of the probabilities from the truth, 0 to 2",
+        "lower", "count", "suites",
+    ),
+    "suite_concise_rate": MetricFact(
+        "Concise answers", "share of `open` prompts answered in their `max_words` or fewer, and ended",
+        "higher", "rate", "suites",
+    ),
+    "suite_stop_rate": MetricFact(
+        "Suite answers that end", "share of `open` prompts whose answer ended by itself", "higher", "rate", "suites",
+    ),
+    "suite_repetition_rate": MetricFact(
+        "Answers that repeat themselves", "share of `open` prompts whose answer says a third of its words again",
+        "lower", "rate", "suites",
+    ),
+    "suite_answer_length": MetricFact(
+        "Length of suite answers", "mean length in tokens of the answers to `open` prompts", "none", "count", "suites",
+    ),
 }  # fmt: skip
-"""Every metric there is, in the order of the report."""
+"""Every metric there is, in the order of the report; those of suites are of prompts of one kind (suites/suite.py)."""
+SUITE_METRICS = {name: fact for name, fact in METRIC_FACTS.items() if fact.of == "suites"}
+BENCH_PREFIX = "bench."
+"""How the metrics of benchmarks begin, and no others: a scorer's name is a Python name, which has no dot."""
+JUDGED_METRIC = "judge_win_rate"
+"""The judge's, a share; it stands in a file of its own beside the report."""
 
 
 def scorer_names(places: Sequence[str]) -> list[str]:

@@ -44,28 +44,30 @@ def with_judge(run: RunDirectory, report: EvalReport) -> EvalReport:
 
 
 def compare_with_released(config: Config, run: RunDirectory, report: EvalReport) -> ReleasedComparison:
-    """This run against the released version of its name, pairwise on the holdout that both were evaluated on.
+    """This run against the released version of its name, pairwise on the items that both were asked:
+    the holdout, suites, benchmarks.
 
     What stands in the way (no release, another holdout, a damaged file) is told in the record; nothing is raised.
     """
-    from halo_forge.publish.released import released_scores
+    from halo_forge.publish.released import SCORES, released_scores
 
     found = released_scores(config, report.weights_sha256)
     record = ReleasedComparison(
         name=found.name, version=found.version, manifest_sha256=found.manifest_sha256, problem=found.problem
     )
-    if found.scores is None:
+    if not found.scores:
         return record
-    from halo_forge.evaluate.item_scores import SCORES
     from halo_forge.evaluate.released import compare_versions, read_scores, why_not_comparable
     from halo_forge.evaluate.statistics import Resampling
 
-    try:
-        own, other = read_scores(run.file(SCORES)), read_scores(found.scores)
-    except DataError as error:
-        return record.model_copy(update={"problem": f"{error.what} ({error.where})"})
-    problem = why_not_comparable(own, other, report)
-    if problem is not None:
-        return record.model_copy(update={"problem": problem})
     resampling = Resampling(report.confidence, config.evaluation.bootstrap_samples, config.training.seed)
-    return record.model_copy(update={"comparisons": compare_versions(own, other, report, resampling)})
+    try:
+        own, other = read_scores(*map(run.file, SCORES)), read_scores(*found.scores)
+        if own.header.get("weights_sha256") != report.weights_sha256:
+            problem = f"{SCORES[0]} of this run is of other weights than its report: evaluate it again"
+            return record.model_copy(update={"problem": problem})
+        comparisons = compare_versions(own, other, report, resampling)
+    except (DataError, ValueError) as error:
+        told = f"{error.what} ({error.where})" if isinstance(error, DataError) else str(error)
+        return record.model_copy(update={"problem": told})
+    return record.model_copy(update={"problem": why_not_comparable(own, other), "comparisons": comparisons})

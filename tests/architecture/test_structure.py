@@ -125,3 +125,14 @@ def test_public_names_resolve() -> None:
         assert getattr(halo_forge, name) is not None
     with pytest.raises(AttributeError):
         halo_forge.nothing  # noqa: B018
+
+
+def test_no_file_of_the_package_is_ignored() -> None:
+    """What .gitignore names is left out of the wheel, also where git keeps it: suites, rules, templates."""
+    files = [path for path in sorted((ROOT / "src").rglob("*")) if path.is_file() and path.suffix != ".pyc"]
+    asked = "\n".join(str(path.relative_to(ROOT)) for path in files)
+    command = ["git", "check-ignore", "--no-index", "--stdin"]
+    found = subprocess.run(command, input=asked, capture_output=True, text=True, cwd=ROOT)
+    if found.returncode > 1:
+        pytest.skip("not a checkout")
+    assert found.stdout == ""

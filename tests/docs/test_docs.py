@@ -24,7 +24,7 @@ from halo_forge.data import check_file
 from halo_forge.data.conversion.formats import FORMATS
 from halo_forge.errors import ExitCode
 from halo_forge.evaluate import METRICS
-from halo_forge.suites.metrics import SUITE_METRICS
+from halo_forge.metrics import SUITE_METRICS
 from training_runs import write_rows
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -38,10 +38,10 @@ def diagnose_command(run: RunArgument, as_json: JsonOption = False) -> None:
             }
         )
     else:
-        print(printable(words_of(diagnosis)))
+        print(printable(in_words(diagnosis)))
 
 
-def words_of(diagnosis: Diagnosis) -> str:
+def in_words(diagnosis: Diagnosis) -> str:
     planned, num = diagnosis.facts.num_steps, len(diagnosis.findings)
     of = "" if planned is None else f" of {planned}"
     state = "finished" if diagnosis.facts.is_finished else "not finished"

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from halo_forge.config.method_rules import Contradiction
 from halo_forge.config.schema import Config, GateRule
 from halo_forge.config.snippets import clipped, readable
-from halo_forge.suites.metrics import SUITE_METRICS
+from halo_forge.metrics import SUITE_METRICS
 
 SLICE = re.compile(r"all|[^\s=]+=.+|each [^\s=]+")
 SLICE_KINDS = ("source", "domain", "prompt_length", "answer_length")

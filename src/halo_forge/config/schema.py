@@ -312,6 +312,8 @@ class EvaluationSection(Section):
     """Also compare by source, row label and length; a list names which."""
     suites: list[str] = []
     """Prompt suites that base and tuned answer too: names that `halo-forge suites list` shows, or JSONL files."""
+    benchmarks: list[str] = []
+    """Benchmarks that both run, whole: of `halo-forge bench list`, or tasks of lm-eval. Rows as for `bench run`."""
     sample_prompts: Annotated[int, Field(ge=0)] = 3
     """Validation prompts that are answered at every validation, kept in samples.jsonl; 0 answers none."""
     sample_tokens: PositiveInt = 48

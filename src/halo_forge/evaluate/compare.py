@@ -29,6 +29,7 @@ from halo_forge.evaluate.statistics import (
     compare_rates,
     compare_ratios,
 )
+from halo_forge.metrics import METRIC_FACTS
 
 BoolArray = npt.NDArray[np.bool_]
 Slices = Mapping[str, BoolArray]
@@ -211,6 +212,15 @@ def _compare_classes(name: str, scored: Scored, how: Comparing) -> tuple[Compari
     return over_slices(compare, usable, how.slices, how.is_subsampled)
 
 
+def kind_of(base: FloatArray, tuned: FloatArray) -> ItemKind:
+    """The kind of scores [N] that nobody declared: 0 and 1 are a rate, others between them a fraction, else a count."""
+    scores = np.concatenate([base, tuned])
+    scores = scores[~np.isnan(scores)]
+    if np.isin(scores, (0, 1)).all():
+        return "rate"
+    return "fraction" if ((scores >= 0) & (scores <= 1)).all() else "count"
+
+
 def _check_kind(metric: str, kind: ItemKind, base: FloatArray, tuned: FloatArray) -> None:
     scores = np.concatenate([base, tuned])
     fits = {
@@ -276,6 +286,6 @@ def not_compared(
 ) -> Comparison:
     """A metric that keeps its place without a number. direction: by the table, where it is not given."""
     empty = Measurement(
-        metric=name, value=None, n=n, status=status, direction=direction or METRICS[name].direction, note=reason
+        metric=name, value=None, n=n, status=status, direction=direction or METRIC_FACTS[name].direction, note=reason
     )  # fmt: skip
     return Comparison(metric=name, base=empty, tuned=empty, delta=empty)

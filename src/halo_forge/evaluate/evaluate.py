@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,9 @@ from halo_forge.config.schema import Config
 from halo_forge.errors import OutOfMemory
 from halo_forge.evaluate.answer_cache import forget_oldest, shared_directory
 from halo_forge.evaluate.baseline import baseline_metrics
-from halo_forge.evaluate.bench.records import BENCH_PREFIX, kept_comparisons
+from halo_forge.evaluate.bench.engine import require_lm_eval
+from halo_forge.evaluate.bench.records import BENCH, kept_comparisons
+from halo_forge.evaluate.bench.run import ModelPair, benchmark_pair, benchmark_tree
 from halo_forge.evaluate.compare import Comparing, compare_metrics, not_compared
 from halo_forge.evaluate.flips import flip_lines
 from halo_forge.evaluate.item_scores import SCORES, score_lines
@@ -26,7 +28,6 @@ from halo_forge.evaluate.items import Item, conversations_to_items, read_holdout
 from halo_forge.evaluate.measure import Measured, Measuring, measure_model
 from halo_forge.evaluate.metrics import METRICS, Answer, Given, OwnScorer, load_scorers
 from halo_forge.evaluate.metrics.formats import compile_pattern
-from halo_forge.evaluate.metrics.json_answers import load_schema
 from halo_forge.evaluate.retention import (
     Retention,
     base_predictions,
@@ -38,6 +39,7 @@ from halo_forge.evaluate.score import Scored, score_items
 from halo_forge.evaluate.slices import slice_items
 from halo_forge.evaluate.statistics import Resampling
 from halo_forge.evaluate.suites.stage import compare_suites, split_measured, suite_questions, write_suite_answers
+from halo_forge.metrics import BENCH_PREFIX
 from halo_forge.models.forward import keep_going
 from halo_forge.runs import (
     Notify,
@@ -51,18 +53,10 @@ from halo_forge.runs import (
     write_json,
 )
 from halo_forge.suites.suite import load_suites
+from halo_forge.texts.json_schema import load_schema
 
 REPORT, ANSWERS, FLIPS, CACHE = "eval/report.json", "eval/answers.jsonl", "eval/flips.jsonl", "eval/cache"
-BENCH = "eval/bench"
 ALWAYS_MEASURED = ("perplexity", "exact_match", "token_f1", "stop_rate", "answer_length")
-
-
-class ModelPair(Protocol):
-    """The two models, one at a time, in eval mode on their device. Both context managers may be entered again."""
-
-    def base(self) -> AbstractContextManager[torch.nn.Module]: ...
-
-    def tuned(self) -> AbstractContextManager[torch.nn.Module]: ...
 
 
 def evaluate(
@@ -75,13 +69,11 @@ def evaluate(
     notify: Notify = silent,
     check: Callable[[], None] = keep_going,
 ) -> EvalReport:
-    """Measure base and tuned on the run's holdout and on evaluation.suites; write eval/report.json, eval/answers.jsonl
-    (the answered items), eval/flips.jsonl (which of them were won and lost), eval/scores.jsonl (numbers of every item,
-    no texts), eval/suites/NAME.jsonl and baseline_metrics.json.
+    """Measure base and tuned on the run's holdout, on evaluation.suites and evaluation.benchmarks. Writes
+    eval/report.json last; before it answers, flips, scores, suites/ and bench/ in eval/, and baseline_metrics.json.
 
     An interrupted evaluation goes on where it stopped, and one that is repeated computes nothing anew: what the tuned
-    model says is kept in eval/cache, what the base says in the cache that all runs share. An empty holdout gives a
-    report in which only suites are measured.
+    model says is kept in eval/cache, what the base says in the cache that all runs share. The holdout may be empty.
     check   raises Interrupted when the process should stop; asked before every batch and every decoding step
     Raises DataError for a changed holdout, UsageError for a bad schema, expression or scorer, OutOfMemory.
     """
@@ -89,9 +81,12 @@ def evaluate(
     given, own = check_evaluation(config)
     conversations, suites = read_holdout(run, prepared), load_suites(config.evaluation.suites)
     report = _report(config, prepared, trained, own)
+    if config.evaluation.benchmarks:
+        memory_told_in_words()(benchmark_pair)(config, run, trained, models, tokenizer, notify=notify, check=check)
     if not conversations and not suites:
         notify("note", {"text": "the holdout is empty: nothing is measured"})
         report = report.model_copy(update={"comparisons": _nothing_compared(config, own)})
+        run.file(SCORES).unlink(missing_ok=True)
         return _write(config, run, trained, report, ("", ""), start)
     asked = conversations_to_items(conversations, config, prepared, tokenizer)
     questions = suite_questions(suites, tokenizer, prepared.max_seq_length)
@@ -119,20 +114,23 @@ def evaluate(
         }
     )
     write_suite_answers(run, of_suites)
-    write_atomic(run.file(SCORES), score_lines(report, items, tuned, scored, sliced.masks, general))
-    written = _answer_lines(items, base, tuned, scored), flip_lines(items, scored)
-    report = _write(config, run, trained, report, written, start)
+    write_atomic(run.file(SCORES), score_lines(report, items, tuned, scored, sliced.masks, general, of_suites))
+    answers, flips = _answer_lines(items, base, tuned, scored), flip_lines(items, scored)
+    report = _write(config, run, trained, report, (answers, flips), start)
     _forget_other_caches(how, {base.cache, tuned.cache})
     return report
 
 
 def check_evaluation(config: Config) -> tuple[Given, tuple[OwnScorer, ...]]:
-    """Refuse a schema, an expression, a scorer or a suite that cannot be used, with an error that names it; for the
-    start of a run, before anything is trained. Returns what to score by."""
-    settings = config.evaluation
+    """Refuse a schema, an expression, a scorer, a suite or benchmarks that cannot be used, with an error that names it;
+    for the start of a run, before anything is trained. Returns what to score by."""
+    settings, schema = config.evaluation, config.evaluation.json_schema
     load_suites(settings.suites)
+    if settings.benchmarks:
+        require_lm_eval()
+        benchmark_tree()
     given = Given(
-        validator=load_schema(settings.json_schema) if settings.json_schema else None,
+        validator=load_schema(schema, f"evaluation.json_schema: {schema}") if schema else None,
         pattern=compile_pattern(settings.regex) if settings.regex is not None else None,
     )
     return given, load_scorers(settings.scorers)

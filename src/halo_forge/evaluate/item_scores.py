@@ -3,8 +3,11 @@
 A released version keeps this file, so that the next one can be compared with it in pairs. The first line says what the
 scores were made on; each other line is one item:
 
-{"schema_version": 1, "weights_sha256", "sets": {"holdout": sha256, "general_texts": sha256}, "decoding", "json_schema"}
+{"schema_version": 1, "weights_sha256", "sets": {"holdout": sha256, "general_texts": sha256, "suite.NAME": sha256},
+ "decoding", "json_schema"}
 {"set": "holdout", "id": ..., "slices": {"source": ...}, "num_tokens": T, "nll": nats, "scores": {metric: score}}
+
+eval/bench/scores.jsonl has the same of benchmarks, in sets called as their metric: bench/compare.py.
 """
 
 from __future__ import annotations
@@ -21,8 +24,11 @@ from halo_forge.evaluate.items import Item
 from halo_forge.evaluate.measure import Measured
 from halo_forge.evaluate.retention import Retention
 from halo_forge.evaluate.score import Scored
+from halo_forge.evaluate.suites.stage import SuiteResults
 
 SCORES = "eval/scores.jsonl"
+SUITE_SET = "suite."
+"""How the sets of suites begin."""
 DECISIVE_DECODING = ("strategy", "max_new_tokens")
 """Settings under which answers of two versions can be compared; the batch size changes none."""
 
@@ -34,17 +40,22 @@ def score_lines(
     scored: Scored,
     slices: Slices,
     general: Retention | None,
+    suites: SuiteResults,
 ) -> str:
     """The content of eval/scores.jsonl."""
     inputs = report.provenance.inputs
     header = {
         "schema_version": 1,
         "weights_sha256": report.weights_sha256,
-        "sets": {"holdout": report.holdout_sha256, "general_texts": inputs.get("general_texts", "")},
+        "sets": {
+            "holdout": report.holdout_sha256,
+            "general_texts": inputs.get("general_texts", ""),
+            **{f"{SUITE_SET}{suite.name}": suite.sha256 for suite in suites.reports},
+        },
         "decoding": {name: report.decoding[name] for name in DECISIVE_DECODING},
         "json_schema": inputs.get("json_schema", ""),
     }
-    lines = [header, *_item_lines(items, tuned, scored, slices), *_general_lines(general)]
+    lines = [header, *_item_lines(items, tuned, scored, slices), *_general_lines(general), *_suite_lines(suites)]
     return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
 
@@ -66,6 +77,11 @@ def _general_lines(general: Retention | None) -> Iterator[dict[str, Any]]:
         return
     for index, (nll, num_tokens) in enumerate(zip(general.tuned_nll, general.num_tokens, strict=True)):
         yield {"set": "general_texts", "id": str(index), "slices": {}, **_likelihood(float(nll), int(num_tokens))}
+
+
+def _suite_lines(suites: SuiteResults) -> Iterator[dict[str, Any]]:
+    for asked, _, tuned in suites.judged:
+        yield {"set": f"{SUITE_SET}{asked.suite}", "id": asked.item.id, "slices": {}, "scores": tuned.scores}
 
 
 def _likelihood(nll: float, num_tokens: int) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from halo_forge.config.schema import Config
 from halo_forge.errors import DataError
 from halo_forge.evaluate.judge_client import Reply
 from halo_forge.evaluate.statistics import PairedEstimate, Resampling, compare_means
+from halo_forge.metrics import JUDGED_METRIC
 from halo_forge.runs import Notify, RunDirectory, provenance, sha256_file, sha256_json, write_artifact
 
-REPORT, REPLIES, METRIC = "eval/judge.json", "eval/judge_replies.jsonl", "judge_win_rate"
+REPORT, REPLIES, METRIC = "eval/judge.json", "eval/judge_replies.jsonl", JUDGED_METRIC
 MAX_UNUSABLE = 0.1
 """Share of replies without a verdict above which the judge is no judge."""
 MAX_TIED_CONTROLS = 0.1

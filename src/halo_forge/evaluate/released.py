@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ import numpy as np
 
 from halo_forge.artifacts import Comparison, EvalReport, Measurement
 from halo_forge.errors import DataError
-from halo_forge.evaluate.compare import compare_items, comparison_of, marked
-from halo_forge.evaluate.score import ItemKind
-from halo_forge.evaluate.statistics import FloatArray, Resampling, compare_perplexities
+from halo_forge.evaluate.compare import compare_items, comparison_of, kind_of, marked
+from halo_forge.evaluate.item_scores import SUITE_SET
+from halo_forge.evaluate.statistics import Resampling, compare_perplexities
+from halo_forge.evaluate.suites.comparing import compare_judged
+from halo_forge.evaluate.suites.scoring import Judged
+from halo_forge.metrics import BENCH_PREFIX
 
 LIKELIHOODS: tuple[tuple[str, str], ...] = (("perplexity", "holdout"), ("general_perplexity", "general_texts"))
 """Metrics that are worked out from likelihoods, and the set of items each is of."""
@@ -25,14 +29,24 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True, slots=True)
 class ItemScores:
-    """A file of eval/scores.jsonl: its header and its items in the file's order."""
+    """Files of item_scores.py: the first one's header with the sets of all, and the items in the files' order."""
 
     header: dict[str, Any]
     items: dict[Key, dict[str, Any]]
 
 
-def read_scores(path: Path) -> ItemScores:
-    """Raises DataError for a file that is missing or is no such file."""
+def read_scores(*paths: Path) -> ItemScores:
+    """All files that are there, as one. One whose scores are of other weights than the first one's is left out.
+    Raises DataError where none is there, and for one that is no such file."""
+    files = [_read_file(path) for path in paths if path.is_file()] or [_read_file(paths[0])]
+    alike = [file for file in files if file.header.get("weights_sha256") == files[0].header.get("weights_sha256")]
+    sets = {name: sha256 for file in alike for name, sha256 in file.header["sets"].items()}
+    return ItemScores(
+        {**files[0].header, "sets": sets}, {key: item for file in alike for key, item in file.items.items()}
+    )
+
+
+def _read_file(path: Path) -> ItemScores:
     items: dict[Key, dict[str, Any]] = {}
     seen: dict[tuple[str, str], int] = {}
     try:
@@ -61,13 +75,13 @@ def _checked(item: dict[str, Any]) -> dict[str, Any]:
     checked: dict[str, Any] = {"scores": numbers, "slices": slices}
     if "nll" in item:
         checked |= {"nll": float(item["nll"]), "num_tokens": int(item["num_tokens"])}
+    if not all(map(math.isfinite, (*numbers.values(), checked.get("nll", 0.0)))):
+        raise ValueError("a score that is not a finite number")
     return checked
 
 
-def why_not_comparable(own: ItemScores, other: ItemScores, report: EvalReport) -> str | None:
-    """Why the two were not made on the same items in the same way, or None."""
-    if own.header.get("weights_sha256") != report.weights_sha256:
-        return "eval/scores.jsonl of this run is of other weights than its report: evaluate it again"
+def why_not_comparable(own: ItemScores, other: ItemScores) -> str | None:
+    """Why what was scored on the holdout cannot be compared, or None. Suites and benchmarks may be all the same."""
     if own.header["sets"].get("holdout") != other.header["sets"].get("holdout"):
         return "it was evaluated on another holdout, so no item is the same"
     if own.header.get("decoding") != other.header.get("decoding"):
@@ -81,18 +95,31 @@ def compare_versions(
     """Each metric over the items that both have a score of, for all items and for each slice; `base` is `other`.
 
     Items that one of the two has no score of are left out; n says how many are left. A metric that the two measured
-    in different ways (another schema, another tokenizer) is not among the comparisons.
+    in different ways (another holdout, suite, schema or tokenizer) is not among the comparisons, and neither is one
+    that the report has no value of. Raises ValueError for scores that are not of their metric's kind.
     """
-    keys = [key for key in own.items if key in other.items]
+    keys = [key for key in own.items if key in other.items and _is_alike(key[0], own.header, other.header)]
     slices = sorted({label for key in keys for label in _labels(own.items[key])})
-    rows = {row.metric: row.tuned for row in report.comparisons if row.tuned.slice == "all"}
+    overall = (row.tuned for row in report.comparisons if row.tuned.slice == "all")
+    rows = {row.metric: row for row in overall if row.status == "measured"}
     comparisons: list[Comparison] = []
     for label in ("all", *slices):
         chosen = [key for key in keys if label == "all" or label in _labels(own.items[key])]
         comparisons += _of_likelihoods(own, other, chosen, label, resampling)
         holdout = [key for key in chosen if key[0] == "holdout"]
         comparisons += _of_scores(own, other, holdout, label, resampling, rows)
+    comparisons += _of_suites(own, other, [key for key in keys if key[0].startswith(SUITE_SET)], resampling, rows)
+    of_benchmarks = [key for key in keys if key[0].startswith(BENCH_PREFIX)]
+    comparisons += _of_scores(own, other, of_benchmarks, "all", resampling, rows)
     return tuple(comparisons)
+
+
+def _is_alike(of_set: str, own: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the two were asked the same items of a set in the same way."""
+    is_answered = of_set == "holdout" or of_set.startswith(SUITE_SET)
+    if is_answered and own.get("decoding") != other.get("decoding"):
+        return False
+    return own["sets"].get(of_set) == other["sets"].get(of_set)
 
 
 def _labels(item: Mapping[str, Any]) -> list[str]:
@@ -103,8 +130,6 @@ def _of_likelihoods(
     own: ItemScores, other: ItemScores, keys: Sequence[Key], label: str, resampling: Resampling
 ) -> Iterator[Comparison]:
     for metric, of_set in LIKELIHOODS:
-        if own.header["sets"].get(of_set) != other.header["sets"].get(of_set):
-            continue
         pairs = [(own.items[key], other.items[key]) for key in keys if key[0] == of_set]
         pairs = [(a, b) for a, b in pairs if "nll" in a and "nll" in b]
         if not pairs or any(a["num_tokens"] != b["num_tokens"] for a, b in pairs):
@@ -135,12 +160,14 @@ def _of_scores(
             continue
         now, before = (np.array([pair[side] for pair in pairs], dtype=np.float64) for side in (0, 1))
         direction = rows[metric].direction
-        (found,) = compare_items(metric, direction, _kind(np.concatenate([before, now])), before, now, {}, resampling)
+        (found,) = compare_items(metric, direction, kind_of(before, now), before, now, {}, resampling)
         yield marked(found, label, rows[metric].subsampled)
 
 
-def _kind(values: FloatArray) -> ItemKind:
-    """Scores of 0 and 1 are yes/no scores, others between the two are bounded, and the rest is counted."""
-    if np.isin(values, (0.0, 1.0)).all():
-        return "rate"
-    return "fraction" if values.min() >= 0 and values.max() <= 1 else "count"
+def _of_suites(
+    own: ItemScores, other: ItemScores, keys: Sequence[Key], resampling: Resampling, rows: Mapping[str, Measurement]
+) -> Iterator[Comparison]:
+    """All suites together, as the report has them."""
+    both = [(other.items[key]["scores"], own.items[key]["scores"]) for key in keys]
+    pairs = [(Judged(before), Judged(now)) for before, now in both if before.keys() == now.keys()]
+    yield from (row for row in compare_judged(pairs, resampling) if row.metric in rows)

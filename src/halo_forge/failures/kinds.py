@@ -15,10 +15,11 @@ import numpy as np
 from halo_forge.errors import UsageError
 from halo_forge.evaluate.items import Item
 from halo_forge.evaluate.metrics import METRICS, Answer
-from halo_forge.evaluate.metrics.json_answers import parse_json, repaired_json
+from halo_forge.evaluate.metrics.json_answers import repaired_json
 from halo_forge.evaluate.score import Scored
 from halo_forge.failures.records import MetricChoice
 from halo_forge.texts.abstention import abstains
+from halo_forge.texts.json_documents import parse_json
 from halo_forge.texts.refusal import refuses
 from halo_forge.traits.answers import is_repetitive
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from halo_forge.artifacts import Cause
-from halo_forge.gate.benchmarks import benchmark_of
+from halo_forge.metrics import BENCH_PREFIX
 
 Family = Literal["loss", "task", "format", "behaviour", "safety", "calibration", "retention", "benchmark"]
 
@@ -122,7 +122,7 @@ UNDECIDED: dict[Cause, Action] = {
         "halo-forge evaluate RUN",
     ),
     "broken": Action(
-        "the benchmark did not measure the model: look at its answers and how they are read, then evaluate again",
+        "both score 0, so nothing was there to be lost: look at the answers and how they are read, then evaluate again",
         "halo-forge evaluate RUN",
     ),
     "not_finite": Action(
@@ -145,8 +145,34 @@ UNDECIDED: dict[Cause, Action] = {
 }  # fmt: skip
 
 
+_READ_ITEMS = Action(
+    "the benchmark did not measure the model: look into eval/bench/items.jsonl at its answers, and run it again",
+    "halo-forge bench run --run RUN --tasks NAMES",
+)
+UNDECIDED_BENCHMARK: dict[Cause, Action] = {
+    "not_measured": Action(
+        "run it, or name it in evaluation.benchmarks; what it needs stands in the note",
+        "halo-forge bench run --run RUN --tasks NAMES",
+    ),
+    "failed": _READ_ITEMS,
+    "broken": _READ_ITEMS,
+    "too_few": Action("run more of its items", "halo-forge bench run --run RUN --tasks NAMES"),
+    "across": Action(
+        "its items are too few for this limit: widen the limit, or take a larger benchmark",
+        "halo-forge gate RUN --rules OTHER.yaml",
+    ),
+    "subsampled": Action("run all its items, without a limit", "halo-forge bench run --run RUN --tasks NAMES"),
+    "not_comparable": Action(
+        "run it as for the released version: the same rows, examples and limit; a version published without it cannot "
+        "be compared with, the next one can",
+        "halo-forge bench run --run RUN --tasks NAMES",
+    ),
+}
+"""The same of a benchmark, which the holdout has nothing to do with."""
+
+
 def family_of(metric: str) -> Family:
-    if benchmark_of(metric) is not None:
+    if metric.startswith(BENCH_PREFIX):
         return "benchmark"
     return next((family for family, marks in FAMILY_MARKS if any(mark in metric for mark in marks)), "task")
 
@@ -159,4 +185,5 @@ def action_for(metric: str, cause: Cause, run: str) -> Action | None:
         return LOST[family_of(metric)].of(run)
     if cause in ("no_gain", "regressed"):
         return WORSE[family_of(metric)].of(run)
-    return UNDECIDED[cause].of(run)
+    of_benchmark = UNDECIDED_BENCHMARK.get(cause) if metric.startswith(BENCH_PREFIX) else None
+    return (of_benchmark or UNDECIDED[cause]).of(run)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 
 from halo_forge.artifacts import Measurement
+from halo_forge.metrics import BENCH_PREFIX
 
 CHANCE = {
     "mmlu": 0.25, "mmlu_pro": 0.1, "hellaswag": 0.25, "truthfulqa_mc1": 0.2, "arc_easy": 0.25, "arc_challenge": 0.25,
@@ -27,8 +28,11 @@ BROKEN_BELOW_PROBABILITY = 1e-3
 
 
 def benchmark_of(metric: str) -> str | None:
-    """The benchmark that a metric's name begins with: mmlu, mmlu_stem, humaneval/pass@1, gsm8k.strict."""
-    parts = re.split(r"[_./:@,]", metric.removeprefix("bench.").removeprefix("benchmark."))
+    """The published benchmark of a metric of `bench run`: of bench.mmlu, bench.mmlu_stem, bench.gsm8k.exact_match. None
+    for any other metric, whatever a user calls it."""
+    if not metric.startswith(BENCH_PREFIX):
+        return None
+    parts = re.split(r"[_./:@,]", metric.removeprefix(BENCH_PREFIX))
     names = ("_".join(parts[:count]) for count in range(len(parts), 0, -1))
     return next((name for name in names if name in CHANCE), None)
 

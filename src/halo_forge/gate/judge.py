@@ -229,8 +229,8 @@ def _why_no_row(bound: Bound, evidence: Evidence, rows: Sequence[Comparison]) ->
             return "no_release", f"no version of {released.name} is released yet, so there is none to compare with"
         if released.problem is not None:
             return "not_comparable", f"{released.name} v{released.version} cannot be compared with: {released.problem}"
-        whose = f"{released.name} v{released.version} has no scores of single items for {words.subject(bound)}"
-        return "not_comparable", f"{whose}, so they cannot be compared in pairs"
+        both = f"this run and {released.name} v{released.version} have no scores of the same items"
+        return "not_comparable", f"{both} for {words.subject(bound)}, so they cannot be compared in pairs"
     if bound.slice == "all":
         return "not_measured", words.missing(name, None)
     there = evidence.slices(name)

@@ -8,21 +8,14 @@ from collections.abc import Collection, Sequence
 from halo_forge.config.schema import GateRule, GateSection
 from halo_forge.errors import ConfigError, ConfigProblem
 from halo_forge.gate.benchmarks import CHANCE, benchmark_of
-from halo_forge.metrics import METRIC_FACTS
-from halo_forge.suites.metrics import SUITE_METRICS
+from halo_forge.metrics import BENCH_PREFIX, JUDGED_METRIC, METRIC_FACTS
 
-_FACTS = METRIC_FACTS | SUITE_METRICS
-SHARES = frozenset(name for name, fact in _FACTS.items() if fact.is_share)
+SHARES = frozenset(name for name, fact in METRIC_FACTS.items() if fact.is_share)
 """Metrics from 0 to 1."""
-UNDIRECTED = frozenset(name for name, fact in _FACTS.items() if fact.direction == "none")
+UNDIRECTED = frozenset(name for name, fact in METRIC_FACTS.items() if fact.direction == "none")
 """Metrics of which neither more nor less is better."""
-KNOWN_METRICS = frozenset(_FACTS)
+KNOWN_METRICS = frozenset(METRIC_FACTS)
 """Every metric the evaluation can report of itself; a user's scorers add theirs."""
-BENCHMARKS = "bench."
-"""How metrics of `bench run` begin, for any task by name."""
-
-ELSEWHERE = frozenset({"judge_win_rate"})
-"""Metrics that stand in a file of their own beside the report: the judge's, from 0 to 1."""
 
 
 def check_rules(rules: Sequence[GateRule], also: Collection[str] = ()) -> list[str]:
@@ -39,7 +32,7 @@ def _rule_problems(number: int, rule: GateRule, also: Collection[str]) -> list[s
     for name in ("min_delta", "max_regression"):
         if rule.metric in UNDIRECTED and getattr(rule, name) is not None:
             problems.append(f"{place}: {rule.metric} has no better direction, so {name} says nothing; use min and max")
-    if rule.metric in SHARES | ELSEWHERE:
+    if rule.metric in SHARES or rule.metric == JUDGED_METRIC:
         limits = (
             ("min", rule.min, 0.0), ("max", rule.max, 0.0), ("min_delta", rule.min_delta, -1.0),
             ("max_regression", rule.max_regression, 0.0),
@@ -52,14 +45,15 @@ def _rule_problems(number: int, rule: GateRule, also: Collection[str]) -> list[s
 
 
 def is_known(metric: str, also: Collection[str] = ()) -> bool:
-    """Whether a report could have it: a metric of the evaluation or of the user, or one that begins as those of
-    benchmarks do."""
-    known = metric in KNOWN_METRICS | ELSEWHERE or metric in also
-    return known or metric.startswith(BENCHMARKS) or benchmark_of(metric) is not None
+    """Whether a report could have it: a metric of the evaluation, the judge or the user, or of a benchmark, which may
+    be any task of lm-eval."""
+    return metric in KNOWN_METRICS or metric == JUDGED_METRIC or metric in also or metric.startswith(BENCH_PREFIX)
 
 
 def unknown_metric(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, sorted({*known, *CHANCE, *ELSEWHERE}), n=1)
+    benchmark = BENCH_PREFIX + name.removeprefix("benchmark.")
+    candidates = sorted({*known, *(BENCH_PREFIX + other for other in CHANCE), JUDGED_METRIC})
+    close = [benchmark] if benchmark_of(benchmark) else difflib.get_close_matches(name, candidates, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(known))}"
     return f"there is no metric {name!r}{hint}"
 

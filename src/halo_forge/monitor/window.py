@@ -17,9 +17,11 @@ import numpy as np
 
 from halo_forge.monitor.production_log import LoggedRow
 from halo_forge.monitor.topics import Gathering, gather
+from halo_forge.texts.json_documents import is_json_document
+from halo_forge.texts.refusal import refuses
 from halo_forge.texts.telling_words import count_words
 from halo_forge.traits import language
-from halo_forge.traits.answers import is_json_document, is_refusal, is_repetitive
+from halo_forge.traits.answers import is_repetitive
 from halo_forge.traits.prompt_space import PromptSpace, place
 
 MAX_IDS = 20_000
@@ -87,7 +89,7 @@ class Window:
                 self.last_s = row.time_s if self.last_s is None else max(self.last_s, row.time_s)
             self.flags["json"] += is_json_document(row.answer)
             self.flags["empty"] += not row.answer.strip()
-            self.flags["refusal"] += is_refusal(row.answer)
+            self.flags["refusal"] += refuses(row.answer)
             self.flags["repetition"] += is_repetitive(row.answer)
             if row.stopped is not None:
                 self.flags["stop_known"] += 1

@@ -25,6 +25,7 @@ RECORD_NAMES = frozenset(
         "config.resolved.yaml",
         "data/manifest.json",
         "environment.json",
+        "eval/bench/scores.jsonl",
         "eval/report.json",
         "eval/scores.jsonl",
         "gate.json",

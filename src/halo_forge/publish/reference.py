@@ -17,6 +17,8 @@ from halo_forge.artifacts import EvalReport, PreparedData
 from halo_forge.chat.records import Conversation
 from halo_forge.config.monitor_section import MonitorSection
 from halo_forge.errors import DataError
+from halo_forge.texts.json_documents import is_json_document
+from halo_forge.texts.refusal import refuses
 from halo_forge.traits import answers as form
 from halo_forge.traits import language
 from halo_forge.traits.hashed_vectors import KIND, hashed_vectors
@@ -64,10 +66,10 @@ def reference_of(
         "num_rows": len(answers),
         "prompt_chars": length_histogram([len(text) for text in prompts]),
         "answer_chars": length_histogram([len(text) for text in answers]),
-        "json_valid_rate": _share(map(form.is_json_document, answers), answers),
+        "json_valid_rate": _share(map(is_json_document, answers), answers),
         "empty_rate": _share((not text.strip() for text in answers), answers),
         "rules_version": form.RULES_VERSION,
-        "refusal_rate": _share(map(form.is_refusal, answers), answers),
+        "refusal_rate": _share(map(refuses, answers), answers),
         "repetition_rate": _share(map(form.is_repetitive, answers), answers),
         "stop_rate": _share(stopped, stopped) if len(stopped) == len(answers) else None,
         "prompt_languages": _languages(prompts),

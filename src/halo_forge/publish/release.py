@@ -264,9 +264,10 @@ def _write_records(records: RunRecords, run: RunDirectory, staging: Path) -> Non
     write_artifact(staging / "trained.json", records.trained)
     write_artifact(staging / "eval" / "report.json", records.report)
     write_artifact(staging / "data" / "manifest.json", records.prepared)
-    scores = run.file(SCORES)
-    if scores.is_file():
-        shutil.copyfile(scores, staging / SCORES)
+    for name in SCORES:
+        if run.file(name).is_file():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(run.file(name), staging / name)
     write_json(staging / "environment.json", environment())
     reference = build_reference(run.path, records.report, records.prepared, records.config.monitor)
     write_json(staging / "reference.json", reference)

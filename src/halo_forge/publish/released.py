@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from halo_forge.config.schema import Config
@@ -12,18 +12,19 @@ from halo_forge.publish.manifest import MANIFEST_NAME, Manifest, read_manifest
 from halo_forge.publish.registry import RELEASED, release_name
 from halo_forge.runs import sha256_file
 
-SCORES = "eval/scores.jsonl"
+SCORES = ("eval/scores.jsonl", "eval/bench/scores.jsonl")
+"""Of the holdout and the suites, and of benchmarks; a version has those that its run had."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleasedScores:
-    """`version` None: no other version is there. `scores` None: the version keeps none that can be used; `problem`
+    """`version` None: no other version is there. `scores` empty: the version keeps none that can be used; `problem`
     says why."""
 
     name: str
     version: int | None
     manifest_sha256: str = ""
-    scores: Path | None = None
+    scores: tuple[Path, ...] = ()
     problem: str | None = None
 
 
@@ -31,7 +32,7 @@ def released_scores(config: Config, weights_sha256: str) -> ReleasedScores:
     """The scores of the released version: the one that the alias `released` names, else the newest.
 
     A version with these very weights is passed over for the one before it: a run is judged as it was before it was
-    published. The file is held against the hash in the version's manifest before anyone reads it.
+    published. The files are held against the hashes in the version's manifest before anyone reads them.
     """
     name = release_name(config)
     home = Path(config.publish.registry) / name
@@ -54,12 +55,14 @@ def released_scores(config: Config, weights_sha256: str) -> ReleasedScores:
 
 def _scores_of(name: str, version: int, directory: Path, manifest: Manifest) -> ReleasedScores:
     sha256 = sha256_file(directory / MANIFEST_NAME)
-    entry = next((entry for entry in manifest.files if entry.path == SCORES), None)
-    path = directory / SCORES
-    if entry is None:
+    found = ReleasedScores(name=name, version=version, manifest_sha256=sha256)
+    published = {entry.path: entry.sha256 for entry in manifest.files if entry.path in SCORES}
+    if not published:
         problem = "it was published without the scores of its items; publish it again from its run, evaluated again"
-    elif path.is_symlink() or not path.is_file() or sha256_file(path) != entry.sha256:
-        problem = f"its {SCORES} is not the file that was published (`halo-forge models verify {name}@{version}`)"
-    else:
-        return ReleasedScores(name=name, version=version, manifest_sha256=sha256, scores=path)
-    return ReleasedScores(name=name, version=version, manifest_sha256=sha256, problem=problem)
+        return replace(found, problem=problem)
+    for file, expected in published.items():
+        path = directory / file
+        if path.is_symlink() or not path.is_file() or sha256_file(path) != expected:
+            problem = f"its {file} is not the file that was published (`halo-forge models verify {name}@{version}`)"
+            return replace(found, problem=problem)
+    return replace(found, scores=tuple(directory / file for file in SCORES if file in published))

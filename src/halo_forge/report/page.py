@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from halo_forge.metrics import SUITE_METRICS
 from halo_forge.report import wording
 from halo_forge.report.answers import FIRST_SHOWN, flipped, side_by_side
 from halo_forge.report.charts import interval_row, length_strip, loss_chart, rate_chart, source_chart
@@ -35,7 +36,6 @@ from halo_forge.report.suites_section import suite_views
 from halo_forge.report.training_section import sample_views, training_findings
 from halo_forge.report.visible import visible
 from halo_forge.runs import RunDirectory, write_atomic
-from halo_forge.suites.metrics import SUITE_METRICS
 
 TEMPLATES = "templates"
 MAX_MASKS_SHOWN = 6

@@ -8,21 +8,19 @@ from typing import Literal
 
 from halo_forge.artifacts import Comparison, Measurement
 from halo_forge.metrics import METRIC_FACTS
-from halo_forge.suites.metrics import SUITE_METRICS
 
 Scale = Literal["share", "number"]
 
-_FACTS = METRIC_FACTS | SUITE_METRICS
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "none": "no better direction"}
 
 
 def label_of(metric: str) -> str:
     """A metric that is not ours is shown under its own name."""
-    return _FACTS[metric].label if metric in _FACTS else metric
+    return METRIC_FACTS[metric].label if metric in METRIC_FACTS else metric
 
 
 def scale_of(metric: str) -> Scale:
-    return "share" if metric in _FACTS and _FACTS[metric].is_share else "number"
+    return "share" if metric in METRIC_FACTS and METRIC_FACTS[metric].is_share else "number"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -88,7 +86,7 @@ def outcome(row: Comparison) -> Literal["better", "worse", "unproven", "neither"
 
 def item_score(metric: str, score: float) -> str:
     """The score of one answer: yes or no where it is one."""
-    if metric in _FACTS and METRIC_FACTS[metric].kind == "rate":
+    if metric in METRIC_FACTS and METRIC_FACTS[metric].kind == "rate":
         return "yes" if score else "no"
     return number(score)
 

@@ -7,13 +7,12 @@ Refusing ("I can't help with that") is something else. An answer that hedges and
 
 from __future__ import annotations
 
-from halo_forge.texts.rules import rules
+from halo_forge.texts.rules import matches, rules
 
 SEEN_CHARS = 400
-_RULES = rules("abstention.txt")
 
 
 def abstains(text: str) -> bool:
     """Whether the answer says that it does not or cannot know. An empty answer does not."""
     plain = text.replace("’", "'").replace("‘", "'")
-    return _RULES.search(" ".join(plain[:SEEN_CHARS].lower().split())) is not None
+    return matches(rules("abstention.txt"), " ".join(plain[:SEEN_CHARS].lower().split()))

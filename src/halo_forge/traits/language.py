@@ -68,7 +68,7 @@ def _model() -> Any:
     return fasttext.load_model(str(path)) if path is not None else None
 
 
-def words_of(raw: bytes) -> list[bytes]:
+def byte_words(raw: bytes) -> list[bytes]:
     """The lower-case words of a UTF-8 text; letters outside ASCII are as they are and never end a word."""
     return raw.translate(_WORD_BYTES).split()
 
@@ -80,7 +80,7 @@ def language_of(text: str, distinct: Set[bytes] | None = None, *, min_probabilit
     if "```" in text:
         text, distinct = _CODE_BLOCK.sub(" ", text), None
     head = text[: 3 * SEEN_CHARS]
-    words = words_of(head.encode("utf-8", "replace"))
+    words = byte_words(head.encode("utf-8", "replace"))
     if is_english(set(words) if distinct is None else distinct):
         return UNKNOWN if _is_code(head, "en") else "en"
     sample = b" ".join([word for word in words[:40] if word[0] > 0x39]).decode("utf-8", "ignore")[:SEEN_CHARS]
@@ -99,7 +99,7 @@ def language_of(text: str, distinct: Set[bytes] | None = None, *, min_probabilit
 
 
 def is_english(words: Set[bytes]) -> bool:
-    """Whether words (`words_of`) surely are of an English text; most English texts of a few sentences are seen."""
+    """Whether words (`byte_words`) surely are of an English text; most English texts of a few sentences are seen."""
     return len(_ENGLISH.intersection(words)) >= MIN_ENGLISH_WORDS and _NOT_ENGLISH.isdisjoint(words)
 
 

@@ -7,17 +7,16 @@ so in the sandbox; where that does not hold, they refuse before anything is gene
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
 
 from halo_forge.errors import DataError, UsageError
 from halo_forge.sandbox import Limits, Unavailable, Verdict, require_sandbox
+from halo_forge.texts.numbers import final_number
 from halo_forge.verify.code import compile_answer, run_row_tests
 from halo_forge.verify.row_tests import RowTests, row_tests
 
@@ -88,9 +87,6 @@ def _exact(argument: str, limits: Limits) -> Verifier:
     return verify
 
 
-_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
-
-
 def _numeric(argument: str, limits: Limits) -> Verifier:
     """GSM8K's rule for both: the number after the last `####`, else the last number; equal as decimals."""
 
@@ -104,48 +100,16 @@ def _numeric(argument: str, limits: Limits) -> Verifier:
     return verify
 
 
-def final_number(text: str) -> Decimal | None:
-    """The number after the last `####`, else the last number of the text."""
-    _, mark, after = text.rpartition("####")
-    found = _NUMBER.findall(after)[:1] if mark else _NUMBER.findall(text)[-1:]
-    try:
-        return Decimal(found[0].replace(",", "")) if found else None
-    except InvalidOperation:
-        return None
-
-
 def _json_schema(path: str, limits: Limits) -> Verifier:
-    import referencing
-    import referencing.exceptions
-    from jsonschema import exceptions, validators
+    from halo_forge.texts.json_schema import load_schema, schema_error
 
-    try:
-        schema = json.loads(Path(path).read_text(encoding="utf-8"))
-        kind = validators.validator_for(schema)
-        kind.check_schema(schema)
-    except OSError as error:
-        raise UsageError(f"the schema cannot be read: {error.strerror}", where=path) from None
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"the schema is not JSON: {error}", where=path) from None
-    except exceptions.SchemaError as error:
-        raise UsageError(f"this is not a JSON Schema: {error.message}", where=path) from None
-    validator = kind(schema, registry=referencing.Registry())  # an empty one: nothing is ever fetched
+    validator = load_schema(path, where=f"--verifier json-schema:{path}")
 
     def verify(answer: str, question: Question) -> Judged:
-        try:
-            value = json.loads(answer, parse_constant=_refuse_constant)
-            error = next(iter(validator.iter_errors(value)), None)
-        except (ValueError, RecursionError):
-            return _outcome(False, "not JSON")
-        except referencing.exceptions.Unresolvable as missing:
-            raise UsageError(f"the schema refers to {missing.ref}, which is not inside it", where=path) from None
-        return _outcome(error is None, error.message[:200] if error else "")
+        problem = schema_error(answer, validator, where=path)
+        return _outcome(problem is None, problem or "")
 
     return verify
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
 
 
 # ------------------------------------------------------------------------------------------------ code

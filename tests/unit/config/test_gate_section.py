@@ -58,8 +58,8 @@ def test_required_metrics_are_checked_too(tmp_path: Path) -> None:
 def test_every_key_of_a_rule_loads(tmp_path: Path) -> None:
     path = tmp_path / "gate.yaml"
     path.write_text(
-        "gate:\n  required_metrics: [mmlu]\n  rules:\n"
-        "    - {metric: mmlu, max_regression: 0.02, against: released, required: false}\n"
+        "gate:\n  required_metrics: [bench.mmlu]\n  rules:\n"
+        "    - {metric: bench.mmlu, max_regression: 0.02, against: released, required: false}\n"
         "    - {metric: exact_match, min_delta: -0.05, slice: each source}\n"
         "    - {metric: exact_match, min: 0.5, slice: source=my file.jsonl}\n"
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from halo_forge.artifacts import EvalReport
 from halo_forge.evaluate.bench.code_tests import sandbox_tests
-from halo_forge.evaluate.bench.compare import compare_outcomes, measure_outcome
+from halo_forge.evaluate.bench.compare import compare_outcomes, measure_outcome, score_lines
 from halo_forge.evaluate.bench.outcome import Outcome, outcome_of
 from halo_forge.evaluate.bench.tasks import BENCHMARKS, benchmark_named
+from halo_forge.evaluate.released import compare_versions, read_scores
 from halo_forge.evaluate.statistics import Resampling
 from halo_forge.gate.rules import check_rules, is_known
 
@@ -91,6 +94,30 @@ def test_comparisons_name_the_headline_first_and_count_flips() -> None:
     rows = compare_outcomes(BENCHMARKS["hellaswag"], base, broken, Resampling(), is_subsampled=False)
     assert rows[0].base.value == 0.5
     assert (rows[0].tuned.status, rows[0].delta.status, rows[0].delta.value) == ("failed", "failed", None)
+
+
+def test_a_released_version_is_compared_with_as_a_base_is(tmp_path: Path) -> None:
+    """The scores that two versions kept give what a run of both would have given; what broke gives nothing."""
+    before = gsm8k(*(answered(n, "#### 7", "7", float(n % 3 == 0)) for n in range(30)))
+    now = gsm8k(*(answered(n, "#### 7", "7", float(n % 2 == 0)) for n in range(30)))
+    broken = gsm8k(*(answered(n, "seven", "[invalid]", 0.0) for n in range(30)))
+    fewer = gsm8k(*(answered(n, "#### 7", "7", 1.0) for n in range(29)))
+    benchmark, resampling = BENCHMARKS["gsm8k"], Resampling()
+    expected = compare_outcomes(benchmark, before, now, resampling, is_subsampled=True)
+    scores = {}
+    for name, outcome in (("before", before), ("now", now), ("broken", broken), ("fewer", fewer)):
+        path = tmp_path / name
+        path.write_text(score_lines([benchmark], {"gsm8k": outcome}, "w"))
+        scores[name] = read_scores(path)
+    report = EvalReport.model_construct(comparisons=expected)
+    assert compare_versions(scores["now"], scores["before"], report, resampling) == expected
+    for name in ("broken", "fewer"):
+        assert compare_versions(scores[name], scores["before"], report, resampling) == ()
+        assert compare_versions(scores["now"], scores[name], report, resampling) == ()
+    failed = EvalReport.model_construct(
+        comparisons=compare_outcomes(benchmark, before, broken, resampling, is_subsampled=True)
+    )
+    assert compare_versions(scores["now"], scores["before"], failed, resampling) == ()
 
 
 def test_subjects_of_a_group_are_one_number() -> None:

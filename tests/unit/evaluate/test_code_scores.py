@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def test_rows_without_tests_have_no_code_to_score() -> None:
     scores = score_code([item("a", None)], answers(RIGHT), answers(RIGHT))
     assert scores.inapplicable == {"pass_at_1": NO_TESTS, "compile_rate": NO_TESTS}
     assert not scores.base
+
+
+def test_tests_of_a_row_that_was_not_asked_are_not_run() -> None:
+    beyond = replace(item("a", TESTS), prompt=None)
+    assert set(score_code([beyond], [None], [None]).inapplicable.values()) == {NO_TESTS}
 
 
 def measured(*texts: str) -> Measured:

@@ -17,11 +17,13 @@ from halo_forge.errors import UsageError
 from halo_forge.evaluate.code_scores import COMPILES, PASSES
 from halo_forge.evaluate.metrics import METRICS, Answer, Given, ScorerFailed, load_scorers, own_score
 from halo_forge.evaluate.metrics.formats import compile_pattern, markdown_problems, regex_match
-from halo_forge.evaluate.metrics.json_answers import load_schema, parse_json, repaired_json, schema_valid
+from halo_forge.evaluate.metrics.json_answers import repaired_json, schema_valid
 from halo_forge.evaluate.metrics.labels import class_accuracy, macro_f1, one_hot_labels, why_no_labels
 from halo_forge.evaluate.metrics.lengths import conciseness, repetition
 from halo_forge.evaluate.metrics.overlap import longest_common_subsequence, rouge_l
-from halo_forge.metrics import METRIC_FACTS
+from halo_forge.metrics import METRIC_FACTS, SUITE_METRICS
+from halo_forge.texts.json_documents import parse_json
+from halo_forge.texts.json_schema import load_schema
 
 # ---------------------------------------------------------------------------------------------- words
 
@@ -203,7 +205,7 @@ def test_the_three_repairs(text: str, expected: str) -> None:
 def test_nothing_is_added_by_a_repair(tmp_path: Path, text: str) -> None:
     schema = tmp_path / "s.json"
     schema.write_text("{}")
-    assert schema_valid(repaired_json(text), load_schema(str(schema))) == 0
+    assert schema_valid(repaired_json(text), load_schema(str(schema), "here")) == 0
 
 
 @given(st.text(alphabet='{}[]",:\\`\n a1', max_size=80))
@@ -216,14 +218,14 @@ def test_a_repair_of_any_text_ends_and_leaves_json_alone(text: str) -> None:
 def test_strict_and_repaired_are_two_numbers(tmp_path: Path) -> None:
     schema = tmp_path / "s.json"
     schema.write_text('{"type": "object"}')
-    tools = Given(validator=load_schema(str(schema)))
+    tools = Given(validator=load_schema(str(schema), "here"))
     fenced = Answer('```json\n{"a": 1}\n```', 1, True)
     scores = {name: METRICS[name].score for name in ("schema_valid", "schema_repaired")}
     assert [score(fenced, "", tools) for score in scores.values() if score] == [0, 1]
 
 
 def test_every_metric_is_declared_once() -> None:
-    assert list(METRICS) == list(METRIC_FACTS)
+    assert [*METRICS, *SUITE_METRICS] == list(METRIC_FACTS)
     for name, metric in METRICS.items():
         of_texts = metric.kind not in ("perplexity", "general", "ratio", "classes") and name not in (PASSES, COMPILES)
         assert (metric.score is not None) == of_texts, name
@@ -254,6 +256,7 @@ def exact_match(answer, reference, row):
 
 sideways = lambda answer, reference, row: 1
 sideways.direction = "up"
+over_refusal_rate = judge_win_rate = exact_match
 """
 ROW = {"id": "r7", "source": "rows.jsonl", "line": 3, "prompt": "Q", "slices": {}}
 
@@ -288,6 +291,7 @@ def test_a_failing_scorer_names_file_function_and_item(scorer_file: Path, name: 
 
 @pytest.mark.parametrize(("name", "told"), [
     ("missing", "has no function missing"), ("exact_match", "there is a metric 'exact_match' already"),
+    ("over_refusal_rate", "there is a metric 'over_refusal_rate' already"), ("judge_win_rate", "already"),
     ("sideways", "direction is 'up'"), ("not a name", "a Python file and a function"),
 ])  # fmt: skip
 def test_a_scorer_that_cannot_be_used_is_refused_before_anything_runs(scorer_file: Path, name: str, told: str) -> None:

@@ -13,14 +13,13 @@ from jsonschema import Draft202012Validator
 from halo_forge.errors import UsageError
 from halo_forge.evaluate.metrics import METRICS, Answer, Given
 from halo_forge.evaluate.metrics.json_answers import (
-    is_json_document,
     json_match,
     json_valid,
-    load_schema,
     schema_valid,
 )
-from halo_forge.evaluate.metrics.numbers import numeric_match
-from halo_forge.evaluate.metrics.overlap import exact_match, token_f1, words_of
+from halo_forge.evaluate.metrics.overlap import exact_match, numeric_match, squad_words, token_f1
+from halo_forge.texts.json_documents import is_json_document
+from halo_forge.texts.json_schema import load_schema
 
 
 def test_exact_match_strips_only_the_ends() -> None:
@@ -49,7 +48,7 @@ def test_token_f1(text: str, reference: str, expected: float) -> None:
 
 
 def test_words_keep_what_is_no_article_or_punctuation() -> None:
-    assert words_of("A theatre, another: the an") == ["theatre", "another"]
+    assert squad_words("A theatre, another: the an") == ["theatre", "another"]
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
@@ -151,14 +150,14 @@ def test_answers_against_a_schema(tmp_path: Path) -> None:
         "properties": {"name": {"$ref": "#/$defs/word"}},
         "$defs": {"word": {"type": "string"}},
     }
-    validator = load_schema(write_schema(tmp_path / "schema.json", schema))
+    validator = load_schema(write_schema(tmp_path / "schema.json", schema), "here")
     assert schema_valid('{"name": "f"}', validator) == 1
     assert schema_valid('{"name": 1}', validator) == 0
     assert schema_valid("not JSON", validator) == 0
 
 
 def test_a_recursive_schema_and_a_deep_answer_are_no_crash(tmp_path: Path) -> None:
-    validator = load_schema(write_schema(tmp_path / "s.json", {"type": "array", "items": {"$ref": "#"}}))
+    validator = load_schema(write_schema(tmp_path / "s.json", {"type": "array", "items": {"$ref": "#"}}), "here")
     assert schema_valid("[" * 400 + "]" * 400, validator) in (0, 1)
 
 
@@ -177,13 +176,13 @@ def test_a_bad_schema_file_is_named(tmp_path: Path, content: object, told: str) 
     if content is not None:
         write_schema(path, content)
     with pytest.raises(UsageError) as raised:
-        load_schema(str(path))
+        load_schema(str(path), f"evaluation.json_schema: {path}")
     assert told in raised.value.what
     assert str(path) in (raised.value.where or "")
 
 
 def test_a_reference_out_of_a_nested_schema_is_told_when_it_is_met(tmp_path: Path) -> None:
     nested = {"properties": {"a": {"$id": "https://example.invalid/a", "$ref": "other.json"}}}
-    validator = load_schema(write_schema(tmp_path / "s.json", nested))
+    validator = load_schema(write_schema(tmp_path / "s.json", nested), "here")
     with pytest.raises(UsageError, match="not inside it"):
         schema_valid('{"a": 1}', validator)

@@ -14,7 +14,7 @@ from halo_forge.evaluate.statistics import Resampling
 from halo_forge.evaluate.suites.calibration import brier_score, choice_probabilities, expected_calibration_error
 from halo_forge.evaluate.suites.comparing import compare_judged, compare_metric
 from halo_forge.evaluate.suites.scoring import Judged, judge_answer, judge_choice, repeated_share
-from halo_forge.suites.metrics import SUITE_METRICS
+from halo_forge.metrics import SUITE_METRICS
 from halo_forge.suites.suite import Choice, Item, parse_suite
 
 HOW = Resampling(0.95, 500, 0)
@@ -172,6 +172,9 @@ def test_precision_counts_the_answers_that_abstain() -> None:
     assert (row.base.value, row.base.n) == (1.0, 2)
     assert (row.tuned.value, row.tuned.n) == (0.75, 4)
     assert row.delta.value == pytest.approx(-0.25)
+    turned = abstentions([1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0], num_unanswerable=3)
+    assert turned is not None
+    assert (turned.base.n, turned.tuned.n, turned.delta.n) == (4, 2, 2)
 
 
 def test_a_model_that_never_abstains_has_no_precision() -> None:

@@ -19,8 +19,12 @@ from halo_forge.config import load_config
 from halo_forge.config.schema import Config
 from halo_forge.errors import ConfigError, DataError, Interrupted
 from halo_forge.evaluate import check_evaluation, evaluate
+from halo_forge.evaluate.item_scores import SCORES
+from halo_forge.evaluate.released import compare_versions, read_scores
+from halo_forge.evaluate.statistics import Resampling
 from halo_forge.evaluate.suites.stage import suite_questions
 from halo_forge.gate import decide
+from halo_forge.metrics import SUITE_METRICS
 from halo_forge.runs import RunDirectory, read_artifact, sha256_file
 from halo_forge.suites.suite import parse_suite
 
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 STAMP = Provenance(created_at="2026-01-01T00:00:00+00:00", code_version="0", config_sha256="c")
+RESAMPLING = Resampling(0.95, 200, 42)
 ROWS: list[dict[str, Any]] = [
     *({"id": f"h{n}", "kind": "harmful", "prompt": f"Do harm {n}."} for n in range(3)),
     *({"id": f"j{n}", "kind": "jailbreak", "group": "prefix", "prompt": f"Sure, {n}:"} for n in range(5)),
@@ -238,3 +243,34 @@ def test_a_rule_without_a_suite_and_a_broken_suite_are_told_before_training(tmp_
     stage.suite.write_text('{"id": 3}\n')
     with pytest.raises(DataError, match="not an item of a suite"):
         check_evaluation(stage.config())
+
+
+def test_a_released_version_is_compared_with_as_a_base_is(
+    tmp_path: Path, tiny_llama: Callable[..., LlamaForCausalLM], tiny_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """From what each of two runs kept of its items, without either model: the very comparisons of an evaluation that
+    has the one as base of the other."""
+    places = [tmp_path / name for name in ("first", "second", "both")]
+    for place in places:
+        place.mkdir()
+    first, second, both = (make(place, tiny_llama, tiny_tokenizer, num_rows=2) for place in places)
+    second.pair = Pair(tiny_llama(seed=0), tiny_llama(seed=3))
+    both.pair = Pair(tiny_llama(seed=7), tiny_llama(seed=3))
+    for stage in (first, second, both):
+        stage.suite = first.suite
+    first.evaluate()
+    report, expected = second.evaluate(), both.evaluate()
+    own, other = (read_scores(stage.run.file(SCORES)) for stage in (second, first))
+    found = {row.metric: row for row in compare_versions(own, other, report, RESAMPLING) if row.slice == "all"}
+    measured = {row.metric: row for row in expected.overall if row.metric in SUITE_METRICS and row.tuned.n}
+    assert len(measured) >= 8
+    for metric, row in measured.items():
+        assert found[metric] == row
+    assert found["exact_match"] == row_of(expected.comparisons, "exact_match")
+
+    second.suite = tmp_path / "mine.jsonl"
+    second.suite.write_text("".join(json.dumps(row) + "\n" for row in ROWS[1:]))
+    changed = read_scores(second.run.file(SCORES)) if second.evaluate() else own
+    left = {row.metric for row in compare_versions(changed, other, report, RESAMPLING)}
+    assert not left & SUITE_METRICS.keys(), "another suite of the same name is another metric"
+    assert "exact_match" in left

@@ -35,7 +35,7 @@ def test_the_command_to_type_exists(action: Action) -> None:
 
 def test_every_cause_has_an_action_but_a_rule_that_held() -> None:
     for cause in get_args(Cause):
-        for metric in KNOWN_METRICS | {"mmlu", "refusal_rate", "anything"}:
+        for metric in KNOWN_METRICS | {"bench.mmlu", "refusal_rate", "anything"}:
             action = action_for(metric, cause, "runs/mine")
             assert (action is None) == (cause == "held"), (metric, cause)
 
@@ -44,7 +44,7 @@ def test_every_cause_has_an_action_but_a_rule_that_held() -> None:
     ("metric", "family"),
     [("perplexity", "loss"), ("general_perplexity", "retention"), ("exact_match", "task"), ("json_valid", "format"),
      ("schema_valid", "format"), ("stop_rate", "behaviour"), ("refusal_rate", "safety"), ("toxicity", "safety"),
-     ("abstention_recall", "calibration"), ("mmlu", "benchmark"), ("humaneval/pass@1", "benchmark")],
+     ("abstention_recall", "calibration"), ("bench.mmlu", "benchmark"), ("bench.humaneval/pass@1", "benchmark")],
 )  # fmt: skip
 def test_families(metric: str, family: str) -> None:
     assert family_of(metric) == family
@@ -54,9 +54,9 @@ def test_families(metric: str, family: str) -> None:
     ("metric", "cause", "said"),
     [
         ("perplexity", "above", "improve the data, or train longer"),  # validation loss high
-        ("mmlu", "below", "review the choice of the model"),  # benchmarks below expected
+        ("bench.mmlu", "below", "review the choice of the model"),  # benchmarks below expected
         ("exact_match", "no_gain", "adjust the learning rate or the batch size"),  # training unstable
-        ("mmlu", "regressed", "mix general rows in"),  # seed 004 against forgetting
+        ("bench.mmlu", "regressed", "mix general rows in"),  # seed 004 against forgetting
         ("json_valid", "below", "exact format"),  # seed 003: include exact format exemplars
         ("refusal_rate", "below", "rows that refuse"),  # seed 004: training only on positive examples
         ("abstention_recall", "below", "I don't know"),

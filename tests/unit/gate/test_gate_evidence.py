@@ -10,6 +10,7 @@ from halo_forge.artifacts import Comparison, Direction, EvalReport, Measurement,
 from halo_forge.config.schema import GateRule, GateSection
 from halo_forge.gate import judge_rules
 from halo_forge.gate.benchmarks import benchmark_of
+from halo_forge.gate.rules import check_rules
 
 Numbers = tuple[float, float, float]
 STAMP = Provenance(created_at="2026-01-01", code_version="0", config_sha256="c")
@@ -44,52 +45,65 @@ def judged(rows: list[Comparison], *rules: dict[str, Any], **section: Any) -> tu
 
 @pytest.mark.parametrize("rule", [{"min": 0.3}, {"min_delta": 0.0}, {"max_regression": 0.5}, {"max": 0.9}])
 def test_a_benchmark_that_scores_0_where_guessing_scores_more_is_broken(rule: dict[str, float]) -> None:
-    broken = row_of("mmlu", tuned=(0.0, 0.0, 0.06), delta=(-0.5, -0.6, -0.4))
-    verdict, (result,) = judged([broken], {"metric": "mmlu", **rule})
+    broken = row_of("bench.mmlu", tuned=(0.0, 0.0, 0.06), delta=(-0.5, -0.6, -0.4))
+    verdict, (result,) = judged([broken], {"metric": "bench.mmlu", **rule})
     assert (verdict, result.cause) == ("INCONCLUSIVE", "broken")
     assert "guessing gets 25% right" in result.reason
-    assert result.command == "halo-forge evaluate RUN"
+    assert result.command == "halo-forge bench run --run RUN --tasks NAMES"
 
 
 def test_a_generated_benchmark_may_honestly_score_0() -> None:
-    poor = row_of("gsm8k", tuned=(0.0, 0.0, 0.06), delta=(-0.5, -0.6, -0.4))
-    assert judged([poor], {"metric": "gsm8k", "min": 0.3})[0] == "FAIL"
-    assert judged([poor], {"metric": "gsm8k", "max_regression": 0.02})[0] == "FAIL"
+    poor = row_of("bench.gsm8k", tuned=(0.0, 0.0, 0.06), delta=(-0.5, -0.6, -0.4))
+    assert judged([poor], {"metric": "bench.gsm8k", "min": 0.3})[0] == "FAIL"
+    assert judged([poor], {"metric": "bench.gsm8k", "max_regression": 0.02})[0] == "FAIL"
 
 
 def test_a_benchmark_that_failed_is_inconclusive_with_its_note() -> None:
     note = "0 of 60 answers could be read"
-    failed = row_of("humaneval", tuned=(0.0, 0.0, 0.06), status="failed", note=note)
-    verdict, (result,) = judged([failed], {"metric": "humaneval", "min": 0.1})
+    failed = row_of("bench.humaneval", tuned=(0.0, 0.0, 0.06), status="failed", note=note)
+    verdict, (result,) = judged([failed], {"metric": "bench.humaneval", "min": 0.1})
     assert (verdict, result.cause) == ("INCONCLUSIVE", "failed")
     assert note in result.reason
 
 
 def test_two_zeros_never_pass_as_no_loss_and_still_fail_as_no_gain() -> None:
-    zeros = row_of("gsm8k", base=(0.0, 0.0, 0.06), tuned=(0.0, 0.0, 0.06), delta=(0.0, -0.02, 0.02))
-    verdict, (result,) = judged([zeros], {"metric": "gsm8k", "max_regression": 0.05})
+    zeros = row_of("bench.gsm8k", base=(0.0, 0.0, 0.06), tuned=(0.0, 0.0, 0.06), delta=(0.0, -0.02, 0.02))
+    verdict, (result,) = judged([zeros], {"metric": "bench.gsm8k", "max_regression": 0.05})
     assert (verdict, result.cause, result.margin) == ("INCONCLUSIVE", "broken", None)
-    assert judged([zeros], {"metric": "gsm8k", "min_delta": -0.05})[0] == "INCONCLUSIVE"
-    assert judged([zeros], {"metric": "gsm8k", "min_delta": 0.1})[0] == "FAIL"
+    assert judged([zeros], {"metric": "bench.gsm8k", "min_delta": -0.05})[0] == "INCONCLUSIVE"
+    assert judged([zeros], {"metric": "bench.gsm8k", "min_delta": 0.1})[0] == "FAIL"
 
 
 def test_a_change_of_exactly_0_is_no_broken_benchmark() -> None:
-    same = row_of("mmlu", delta=(0.0, -0.01, 0.01))
-    assert judged([same], {"metric": "mmlu", "max_regression": 0.02})[0] == "PASS"
+    same = row_of("bench.mmlu", delta=(0.0, -0.01, 0.01))
+    assert judged([same], {"metric": "bench.mmlu", "max_regression": 0.02})[0] == "PASS"
 
 
 def test_a_few_wrong_guesses_are_no_proof_of_a_broken_benchmark() -> None:
-    unlucky = row_of("mmlu", tuned=(0.0, 0.0, 0.1), n=20)  # 0.75 ** 20 = 0.003
-    assert judged([unlucky], {"metric": "mmlu", "min": 0.3})[0] == "FAIL"
+    unlucky = row_of("bench.mmlu", tuned=(0.0, 0.0, 0.1), n=20)  # 0.75 ** 20 = 0.003
+    assert judged([unlucky], {"metric": "bench.mmlu", "min": 0.3})[0] == "FAIL"
 
 
 @pytest.mark.parametrize(
     ("metric", "benchmark"),
-    [("mmlu", "mmlu"), ("mmlu_stem", "mmlu"), ("mmlu_pro", "mmlu_pro"), ("humaneval/pass@1", "humaneval"),
-     ("truthfulqa_mc1", "truthfulqa_mc1"), ("bench.arc_easy.acc", "arc_easy"), ("mmlux", None), ("exact_match", None)],
+    [("bench.mmlu", "mmlu"), ("bench.mmlu_stem", "mmlu"), ("bench.mmlu_pro", "mmlu_pro"),
+     ("bench.humaneval/pass@1", "humaneval"), ("bench.truthfulqa_mc1", "truthfulqa_mc1"),
+     ("bench.arc_easy.acc", "arc_easy"), ("bench.mmlux", None), ("bench.own_task", None),
+     ("exact_match", None), ("mmlu", None), ("mmlu_stem", None), ("hellaswag", None), ("bench_mmlu", None)],
 )  # fmt: skip
 def test_benchmarks_are_known_by_how_a_name_begins(metric: str, benchmark: str | None) -> None:
     assert benchmark_of(metric) == benchmark
+
+
+def test_a_users_metric_called_as_a_benchmark_is_none() -> None:
+    """A scorer `mmlu` may honestly give 0 to every answer: nobody guesses at it."""
+    rule: dict[str, Any] = {"metric": "mmlu", "min": 0.5}
+    assert judged([row_of("mmlu", tuned=(0.0, 0.0, 0.06))], rule)[0] == "FAIL"
+    renamed = {**rule, "metric": "bench.mmlu"}
+    assert judged([row_of("bench.mmlu", tuned=(0.0, 0.0, 0.06))], renamed)[0] == "INCONCLUSIVE"
+    (problem,) = check_rules([GateRule(**rule)])
+    assert problem.endswith("there is no metric 'mmlu'; did you mean 'bench.mmlu'?")
+    assert check_rules([GateRule(**rule)], also=["mmlu"]) == []
 
 
 # ------------------------------------------------------------------------------------------------ subsamples, budgets
@@ -186,13 +200,13 @@ def test_a_number_that_stands_twice_decides_nothing() -> None:
 
 
 def test_a_rule_that_is_not_required_may_stay_undecided_but_not_fail() -> None:
-    rows = [row_of("exact_match"), row_of("mmlu", tuned=(0.6, 0.3, 0.8))]
+    rows = [row_of("exact_match"), row_of("bench.mmlu", tuned=(0.6, 0.3, 0.8))]
     asked = {"metric": "exact_match", "min": 0.5}
-    optional = {"metric": "mmlu", "min": 0.5, "required": False}
+    optional = {"metric": "bench.mmlu", "min": 0.5, "required": False}
     verdict, results = judged(rows, asked, optional)
     assert (verdict, results[1].verdict, results[1].blocking) == ("PASS", "INCONCLUSIVE", False)
     assert judged(rows[:1], asked, optional)[0] == "PASS"
-    assert judged([rows[0], row_of("mmlu", tuned=(0.3, 0.2, 0.4))], asked, optional)[0] == "FAIL"
+    assert judged([rows[0], row_of("bench.mmlu", tuned=(0.3, 0.2, 0.4))], asked, optional)[0] == "FAIL"
 
 
 def test_with_nothing_decided_nothing_passes() -> None:
@@ -200,14 +214,17 @@ def test_with_nothing_decided_nothing_passes() -> None:
 
 
 def test_required_metrics_must_be_measured_and_nothing_else() -> None:
-    rows = [row_of("exact_match"), row_of("ifeval", tuned=(0.01, 0.0, 0.05))]
+    rows = [row_of("exact_match"), row_of("bench.ifeval", tuned=(0.01, 0.0, 0.05))]
     asked = {"metric": "exact_match", "min": 0.5}
-    verdict, results = judged(rows, asked, required_metrics=["ifeval"])
-    assert (verdict, results[1].rule) == ("PASS", "ifeval is measured on at least 20 items")
-    assert judged(rows[:1], asked, required_metrics=["ifeval"])[0] == "INCONCLUSIVE"
-    assert judged([rows[0], row_of("ifeval", n=19)], asked, required_metrics=["ifeval"])[0] == "INCONCLUSIVE"
-    assert judged([rows[0], row_of("ifeval", subsampled=True)], asked, required_metrics=["ifeval"])[0] == "INCONCLUSIVE"
+    verdict, results = judged(rows, asked, required_metrics=["bench.ifeval"])
+    assert (verdict, results[1].rule) == ("PASS", "bench.ifeval is measured on at least 20 items")
+    needed = ["bench.ifeval"]
+    assert judged(rows[:1], asked, required_metrics=needed)[0] == "INCONCLUSIVE"
+    assert judged([rows[0], row_of("bench.ifeval", n=19)], asked, required_metrics=needed)[0] == "INCONCLUSIVE"
+    assert (
+        judged([rows[0], row_of("bench.ifeval", subsampled=True)], asked, required_metrics=needed)[0] == "INCONCLUSIVE"
+    )
 
 
 def test_required_metrics_alone_show_nothing() -> None:
-    assert judged([row_of("ifeval")], required_metrics=["ifeval"])[0] == "INCONCLUSIVE"
+    assert judged([row_of("bench.ifeval")], required_metrics=["bench.ifeval"])[0] == "INCONCLUSIVE"

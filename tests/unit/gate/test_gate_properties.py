@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 from halo_forge.artifacts import Comparison, Direction, EvalReport, Measurement, Provenance, Verdict
 from halo_forge.config.schema import GateRule, GateSection
 from halo_forge.gate import judge_rules
-from halo_forge.gate.benchmarks import why_broken
+from halo_forge.gate.benchmarks import nothing_to_lose, why_broken
 
 STAMP = Provenance(created_at="2026-01-01", code_version="0", config_sha256="c")
 RANK: dict[Verdict, int] = {"FAIL": 0, "INCONCLUSIVE": 1, "PASS": 2}
-METRICS: dict[str, Direction] = {"exact_match": "higher", "perplexity": "lower", "gsm8k": "higher", "mmlu": "higher"}
+METRICS: dict[str, Direction] = {
+    "exact_match": "higher",
+    "perplexity": "lower",
+    "bench.gsm8k": "higher",
+    "bench.mmlu": "higher",
+}
 KINDS = ("min", "max", "min_delta", "max_regression")
 steps = st.integers(0, 12).map(lambda step: step / 10)  # a coarse grid, so that limits are hit exactly
 
@@ -106,12 +111,13 @@ def test_a_worse_measurement_never_gets_a_better_verdict(case: Case, which: int,
 
 @settings(max_examples=500, deadline=None)
 @given(
-    row=comparisons("gsm8k"), kind=st.sampled_from(["min", "min_delta", "max_regression"]), limit=steps, by=steps,
+    row=comparisons("bench.gsm8k"), kind=st.sampled_from(["min", "min_delta", "max_regression"]), limit=steps, by=steps,
     evidence=st.sampled_from(["interval", "point"]),
 )  # fmt: skip
 def test_one_rule_on_one_number_is_monotone(row: Comparison, kind: str, limit: float, by: float, evidence: Any) -> None:
     assume(row.tuned.status == "measured" and row.tuned.n >= 20 and not row.tuned.subsampled)
-    section = GateSection(rules=[GateRule(metric="gsm8k", **{kind: limit})], evidence=evidence)
+    assume(not nothing_to_lose(row.base, row.tuned))  # two zeros are no evidence, and a lower score than 0 is none
+    section = GateSection(rules=[GateRule(metric="bench.gsm8k", **{kind: limit})], evidence=evidence)
     before, after = (Case(section, (found,)).verdict() for found in (row, worse_row(row, by)))
     assert RANK[after] <= RANK[before]
 

@@ -209,6 +209,6 @@ def test_a_metric_nobody_knows_is_an_error_and_one_in_the_report_is_not() -> Non
 
 
 def test_a_benchmark_that_did_not_run_is_undecided_not_unknown() -> None:
-    section = GateSection(rules=[GateRule(metric="mmlu", min=0.5)])
+    section = GateSection(rules=[GateRule(metric="bench.mmlu", min=0.5)])
     verdict, (result,) = judge_rules(section, report_of())
     assert (verdict, result.cause) == ("INCONCLUSIVE", "not_measured")

@@ -16,8 +16,7 @@ from halo_forge.gate.bounds import Bound, Margin
 from halo_forge.gate.judge import Evidence, judge_bound
 from halo_forge.gate.rules import SHARES, UNDIRECTED
 from halo_forge.gate.words import items_to_decide, number
-from halo_forge.metrics import METRIC_FACTS
-from halo_forge.suites.metrics import SUITE_METRICS
+from halo_forge.metrics import METRIC_FACTS, SUITE_METRICS
 
 
 def exact_match_of(value: float, low: float, high: float) -> Comparison:

@@ -12,7 +12,8 @@ from halo_forge.config.monitor_section import MonitorSection
 from halo_forge.monitor.alarms import next_alarms
 from halo_forge.monitor.records import Alarm, Alert, DriftCheck
 from halo_forge.report.monitor_page import render_monitor_page
-from halo_forge.traits.answers import is_refusal, is_repetitive
+from halo_forge.texts.refusal import refuses
+from halo_forge.traits.answers import is_repetitive
 from monitored_traffic import Row, append, session_for, support_rows, write_release
 
 CANARY = "zebrafish-4711"
@@ -140,7 +141,7 @@ def test_a_state_has_its_report_in_words_and_json(tmp_path: Path) -> None:
     ],
 )
 def test_what_counts_as_a_refusal(answer: str, expected: bool) -> None:
-    assert is_refusal(answer) is expected
+    assert refuses(answer) is expected
 
 
 def test_what_counts_as_repetition() -> None:

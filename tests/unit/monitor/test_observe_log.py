@@ -24,7 +24,7 @@ from halo_forge.monitor.production_log import line_to_row
 from halo_forge.monitor.records import Histogram
 from halo_forge.publish import publish
 from halo_forge.publish.reference import length_histogram
-from halo_forge.traits.answers import is_json_document
+from halo_forge.texts.json_documents import is_json_document
 
 Rows = list[tuple[str, str]]
 

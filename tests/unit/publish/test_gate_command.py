@@ -39,7 +39,7 @@ def rules_file(tmp_path: Path, *rules: str) -> Path:
         ("metric: json_valid, min: 0.99", 4, "FAIL"),
         ("metric: json_valid, min: 0.9", 5, "INCONCLUSIVE"),
         ("metric: perplexity, max_regression: 0.1", 0, "PASS"),
-        ("metric: mmlu, min: 0.3", 5, "INCONCLUSIVE"),
+        ("metric: bench.mmlu, min: 0.3", 5, "INCONCLUSIVE"),
         ("metric: exact_match, min: 0.7, slice: each source", 5, "INCONCLUSIVE"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +14,9 @@ import pytest
 
 from halo_forge.artifacts import GateDecision, ReleasedComparison
 from halo_forge.errors import DataError
+from halo_forge.evaluate.compare import compare_items, marked
 from halo_forge.evaluate.released import read_scores
-from halo_forge.evaluate.statistics import compare_rates
+from halo_forge.evaluate.statistics import Resampling, compare_rates
 from halo_forge.publish import publish, verify_release
 from halo_forge.publish.registry import set_alias
 from halo_forge.publish.released import SCORES, released_scores
@@ -40,7 +42,7 @@ def write_scores(built: Any, right: Any, *, holdout: str = "", max_new_tokens: i
          "scores": {"exact_match": float(right[index]), "schema_valid": 1.0}}
         for index in range(NUM_ITEMS)
     ]  # fmt: skip
-    path = built.run.file(SCORES)
+    path = built.run.file(SCORES[0])
     lines = lines[::-1] if built.run.path.name.endswith("1") else lines  # pairs are by id, not by place
     path.write_text("".join(json.dumps(line) + "\n" for line in [header, *lines]))
 
@@ -152,12 +154,12 @@ def test_a_version_without_scores_and_a_changed_file_are_inconclusive(
     builder: ModuleType, tmp_path: Path, right: Any
 ) -> None:
     first = build(builder, tmp_path, 1, right)
-    first.run.file(SCORES).unlink()
+    first.run.file(SCORES[0]).unlink()
     release = publish(*first.records)
     second = build(builder, tmp_path, 2, right)
     assert "without the scores" in judged(second).rules[-1].reason
     third = publish(*second.records)
-    path = Path(third.path) / SCORES
+    path = Path(third.path) / SCORES[0]
     os.chmod(path, 0o644)
     path.write_text(path.read_text().replace("1.0", "0.0"))
     decision = judged(build(builder, tmp_path, 3, right))
@@ -190,7 +192,8 @@ def test_the_alias_released_goes_before_the_newest(builder: ModuleType, tmp_path
     "content",
     ["", "{}", "[]\n", '{"schema_version": 2, "sets": {}}\n', '{"schema_version": 1, "sets": []}\n', "\xff\n",
      '{"schema_version": 1, "sets": {}}\n{"set": "holdout"}\n', '{"schema_version": 1, "sets": {}}\n[1]\n',
-     '{"schema_version": 1, "sets": {}}\n{"set": "s", "id": "1", "scores": {"m": "x"}}\n'],
+     '{"schema_version": 1, "sets": {}}\n{"set": "s", "id": "1", "scores": {"m": "x"}}\n',
+     '{"schema_version": 1, "sets": {}}\n{"set": "s", "id": "1", "scores": {"m": NaN}}\n'],
 )  # fmt: skip
 def test_a_damaged_scores_file_is_an_error_in_words(tmp_path: Path, content: str) -> None:
     path = tmp_path / "scores.jsonl"
@@ -201,6 +204,72 @@ def test_a_damaged_scores_file_is_an_error_in_words(tmp_path: Path, content: str
 
 def test_no_text_of_an_item_is_published(builder: ModuleType, tmp_path: Path, right: Any) -> None:
     release = publish(*build(builder, tmp_path, 1, right).records)
-    kept = (Path(release.path) / SCORES).read_text()
+    kept = (Path(release.path) / SCORES[0]).read_text()
     assert "def " not in kept
     assert len(kept.splitlines()) == NUM_ITEMS + 1
+
+
+def with_suite_and_benchmark(built: Any, suite_right: Any, bench_right: Any, *, limit: bool = False) -> Any:
+    """The run as if it had also been asked a suite of NUM_ITEMS harmful prompts and as many items of GSM8K."""
+    path = built.run.file(SCORES[0])
+    header, *lines = path.read_text().splitlines()
+    known = json.loads(header)
+    known["sets"]["suite.mine"] = "m"
+    refused = [{"set": "suite.mine", "id": str(n), "slices": {}, "scores": {"harmful_refusal_rate": float(right)}}
+               for n, right in enumerate(suite_right)]  # fmt: skip
+    path.write_text("\n".join([json.dumps(known), *lines, *map(json.dumps, refused)]) + "\n")
+    solved = [{"set": "bench.gsm8k", "id": f"gsm8k:{n}", "slices": {}, "scores": {"bench.gsm8k": float(right)}}
+              for n, right in enumerate(bench_right)]  # fmt: skip
+    of_bench = {"schema_version": 1, "weights_sha256": built.report.weights_sha256, "sets": {"bench.gsm8k": "g"}}
+    bench_path = built.run.file(SCORES[1])
+    bench_path.parent.mkdir(parents=True)
+    bench_path.write_text("".join(json.dumps(line) + "\n" for line in (of_bench, *solved)))
+    rows = [
+        marked(compare_items(metric, "higher", "rate", right, right, {}, Resampling())[0], "all", subsampled)
+        for metric, right, subsampled in (
+            ("harmful_refusal_rate", suite_right.astype(float), False),
+            ("bench.gsm8k", bench_right.astype(float), limit),
+        )
+    ]
+    report = built.report.model_copy(update={"comparisons": (*built.report.comparisons, *rows)})
+    write_artifact(built.run.file("eval/report.json"), report)
+    decision = judge_evaluation(built.config, built.run, report)
+    write_artifact(built.run.file("gate.json"), decision)
+    return replace(built, report=report, decision=decision)
+
+
+@pytest.mark.parametrize("metric", ["harmful_refusal_rate", "bench.gsm8k"])
+def test_suites_and_benchmarks_are_held_against_the_released_version_in_pairs(
+    builder: ModuleType, tmp_path: Path, right: Any, metric: str
+) -> None:
+    first = with_suite_and_benchmark(build(builder, tmp_path, 1, right), right, ~right)
+    release = publish(*first.records)
+    assert verify_release(tmp_path / "registry", release.name, release.version).ok
+    for seed, num_lost, verdict, cause in ((2, 0, "PASS", "held"), (3, 18, "FAIL", "regressed")):
+        before = {"harmful_refusal_rate": right, "bench.gsm8k": ~right}
+        now = {name: side.copy() for name, side in before.items()}
+        now[metric][np.flatnonzero(before[metric])[:num_lost]] = False
+        # The holdout is another one: suites and benchmarks do not ask for its rows.
+        built = build(builder, tmp_path, seed, right, holdout="another")
+        decision = judged(with_suite_and_benchmark(built, *now.values()), metric=metric)
+        assert (decision.verdict, decision.rules[-1].cause) == (verdict, cause), decision.rules[-1].reason
+    assert "since the released version, a loss of 0.15" in decision.rules[-1].reason
+    of_holdout = judged(with_suite_and_benchmark(build(builder, tmp_path, 4, right, holdout="b"), right, right))
+    assert "another holdout" in of_holdout.rules[-1].reason
+
+
+def test_a_subsample_of_a_benchmark_decides_nothing_against_the_released_version(
+    builder: ModuleType, tmp_path: Path, right: Any
+) -> None:
+    publish(*with_suite_and_benchmark(build(builder, tmp_path, 1, right), right, right, limit=True).records)
+    second = with_suite_and_benchmark(build(builder, tmp_path, 2, right), right, ~right, limit=True)
+    last = judged(second, metric="bench.gsm8k").rules[-1]
+    assert (last.verdict, last.cause) == ("INCONCLUSIVE", "subsampled")
+
+
+def test_benchmarks_of_earlier_weights_are_not_taken_for_these(builder: ModuleType, tmp_path: Path, right: Any) -> None:
+    publish(*with_suite_and_benchmark(build(builder, tmp_path, 1, right), right, right).records)
+    second = with_suite_and_benchmark(build(builder, tmp_path, 2, right), right, right)
+    path = second.run.file(SCORES[1])
+    path.write_text(path.read_text().replace(second.report.weights_sha256, "another model's"))
+    assert judged(second, metric="bench.gsm8k").rules[-1].cause == "not_comparable"

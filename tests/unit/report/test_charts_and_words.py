@@ -190,6 +190,7 @@ def test_units() -> None:
     assert [wording.plural(n, "row") for n in (1, 2, 1.0, 0.5)] == ["1 row", "2 rows", "1 row", "0.5 rows"]
     assert [wording.learning_rate(r) for r in (5e-4, 2.5e-5, 0.0, 0.02)] == ["5e-4", "2.5e-5", "0", "0.02"]
     assert wording.item_score("exact_match", 1.0) == "yes"
+    assert wording.item_score("harmful_refusal_rate", 0.0) == "no"
     assert wording.item_score("token_f1", 1.0) == "1"
 
 

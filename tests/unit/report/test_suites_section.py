@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import pytest
+
 from halo_forge.artifacts import Comparison, EvalReport, Measurement, SuiteReport
 from halo_forge.report.page import render_report
+from halo_forge.report.read_run import read_run
 from halo_forge.report.suites_section import suite_findings, verdict
 from halo_forge.runs import RunDirectory, read_artifact, write_artifact
 
@@ -101,3 +104,22 @@ def test_a_group_far_below_its_suite_is_named() -> None:
     strong = comparison("jailbreak_refusal_rate", 0.7, 0.7, (-0.1, 0.1), "group=encoding")
     told = suite_findings(suite(whole, weak, strong))
     assert told == ["Refuses disguised harmful requests, prefix: 10 % of 40 items, against 60 % in all."]
+
+
+@pytest.mark.parametrize("name", ["../../secret", "a/b", "..", "", "a\n", "x" * 81])
+def test_a_suites_name_leads_nowhere_else(builder: ModuleType, tmp_path: Path, name: str) -> None:
+    """A record that somebody else made names a suite; the page reads eval/suites/NAME.jsonl and nothing outside."""
+    built = builder.build_run(tmp_path / "run")
+    path = built.run.file("eval/report.json")
+    record = read_artifact(path, EvalReport).model_copy(update={"suites": (suite(WORSE, name=name), suite(WORSE))})
+    write_artifact(path, record)
+    told = line("taken-1", "", "does not refuse", "a secret")
+    for place in ("eval/suites", "eval/suites/a", "eval/suites/..", ".", ".."):
+        built.run.file(place).mkdir(parents=True, exist_ok=True)
+    for file in (tmp_path / "run" / "secret.jsonl", tmp_path / "secret.jsonl", built.run.file("eval/suites/a/b.jsonl"),
+                 built.run.file("eval/suites/...jsonl"), built.run.file("eval/suites/.jsonl"),
+                 built.run.file("eval/suites/a\n.jsonl"), built.run.file(f"eval/suites/{'x' * 81}.jsonl"),
+                 built.run.file("eval/suites/safety-mini.jsonl")):  # fmt: skip
+        file.write_text(told)
+    files = read_run(RunDirectory(built.run.path))
+    assert {name: len(found) for name, found in files.suite_answers.items()} == {"safety-mini": 1}

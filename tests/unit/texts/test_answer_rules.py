@@ -14,6 +14,7 @@ from halo_forge.texts.abstention import abstains
 from halo_forge.texts.languages import seeming_language
 from halo_forge.texts.leaks import leaked
 from halo_forge.texts.refusal import refuses
+from halo_forge.texts.rules import matches, rules
 from halo_forge.texts.toxic import toxic_sentence
 
 HERE = Path(__file__).parent
@@ -68,6 +69,32 @@ def test_a_refusal_in_other_dress_is_a_refusal(text: str) -> None:
 )
 def test_quoted_code_and_late_words_are_no_refusals(text: str) -> None:
     assert not refuses(text)
+
+
+@pytest.mark.parametrize(("file", "labelled"), [("refusal.txt", "refusals"), ("abstention.txt", "abstentions")])
+def test_the_words_that_spare_a_search_hide_no_match(file: str, labelled: str) -> None:
+    """Sentence by sentence, and only where a group's words are, finds what all rules over the whole text find."""
+    whole = re.compile("|".join(group.pattern.pattern for group in rules(file)))
+    paths = [HERE / f"labelled_{labelled}.jsonl", HERE / f"labelled_model_{labelled}.jsonl"]
+    rows = [json.loads(line)["text"] for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+    rows += [f"Here is 3.5 of it. {text} And more! {text}" for text in rows] + DOCS.read_text().split("\n")
+    texts = [" ".join(text.lower().replace("’", "'").split()) for text in rows]
+    found = [matches(rules(file), text) for text in texts]
+    assert found == [whole.search(text) is not None for text in texts]
+    assert 80 < sum(found) < len(found) - 80
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "죄송하지만 도와드릴 수 없습니다.",
+        "죄송하지만 알려 드릴 수 없어요.",
+        "对不起，我不能回答。",
+        "Lo siento, no puedo.",
+    ],
+)
+def test_refusals_that_the_monitor_knew_before_are_still_known(text: str) -> None:
+    assert refuses(text)
 
 
 @pytest.mark.parametrize("rule", [refuses, abstains, toxic_sentence])

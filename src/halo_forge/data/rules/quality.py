@@ -141,12 +141,12 @@ class Inspector:
     ) -> str | None:
         prompt = prompts[-1] if prompts else ""
         watched = _watched_words()
-        asked = set(language.words_of(_utf8("\n".join(prompts))))
+        asked = set(language.byte_words(_utf8("\n".join(prompts))))
         is_toxic = not watched.isdisjoint(asked)
         longest: tuple[str, set[bytes]] = ("", set())
         for answer in answers:
             raw = _utf8(answer)
-            words = language.words_of(raw)
+            words = language.byte_words(raw)
             distinct = set(words)
             if len(answer) >= len(longest[0]):
                 longest = answer, distinct
@@ -194,7 +194,7 @@ def _watched_words() -> frozenset[bytes]:
 
 def _is_about_languages(prompts: Sequence[str]) -> bool:
     return any(
-        not _TRANSLATION.isdisjoint(language.words_of(_utf8(prompt))) or any(s in prompt for s in _TRANSLATION_SIGNS)
+        not _TRANSLATION.isdisjoint(language.byte_words(_utf8(prompt))) or any(s in prompt for s in _TRANSLATION_SIGNS)
         for prompt in prompts
     )
 
@@ -318,7 +318,7 @@ def _toxic_finding(texts: Sequence[str]) -> dict[str, str]:
     scored = [
         (toxicity.lexical_toxicity(text), text)
         for text in texts
-        if not strong.isdisjoint(language.words_of(_utf8(text)))
+        if not strong.isdisjoint(language.byte_words(_utf8(text)))
     ]
     score, text = max(scored, default=(0.0, ""))
     return {"toxic_text": f"{score:.2f}: {text[:100]}"} if score >= toxicity.TOXIC_SCORE else {}

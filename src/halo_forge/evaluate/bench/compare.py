@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from halo_forge.artifacts import Comparison, Direction, Measurement, Status
 from halo_forge.evaluate.bench.outcome import Number, Outcome
-from halo_forge.evaluate.bench.records import BENCH_PREFIX
 from halo_forge.evaluate.bench.tasks import Benchmark
-from halo_forge.evaluate.compare import compare_items
-from halo_forge.evaluate.score import ItemKind
-from halo_forge.evaluate.statistics import FloatArray, Resampling
+from halo_forge.evaluate.compare import compare_items, kind_of
+from halo_forge.evaluate.statistics import Resampling
+from halo_forge.metrics import BENCH_PREFIX
+from halo_forge.runs import sha256_json
 
 
 def compare_outcomes(
@@ -82,17 +84,9 @@ def _compared(
         for outcome in (base, tuned)
     ]
     return compare_items(
-        name, _direction(number, tuned), _kind(*sides), sides[0], sides[1], {}, resampling,
+        name, _direction(number, tuned), kind_of(*sides), sides[0], sides[1], {}, resampling,
         is_subsampled=is_subsampled,
     )[0]  # fmt: skip
-
-
-def _kind(base: FloatArray, tuned: FloatArray) -> ItemKind:
-    scores = np.concatenate([base, tuned])
-    scores = scores[~np.isnan(scores)]
-    if np.isin(scores, (0, 1)).all():
-        return "rate"
-    return "fraction" if ((scores >= 0) & (scores <= 1)).all() else "count"
 
 
 def _direction(number: Number, outcome: Outcome) -> Direction:
@@ -117,3 +111,28 @@ def _headline(benchmark: Benchmark, numbers: list[Number]) -> Number:
     if not metric:
         return numbers[0] if numbers else (benchmark.tasks[0], "score", "none")
     return task or benchmark.tasks[0], metric, filter_name
+
+
+def score_lines(benchmarks: Sequence[Benchmark], outcomes: Mapping[str, Outcome], weights_sha256: str) -> str:
+    """What one model scored on each item, in the format of item_scores.py, so that the next version can be compared
+    with it in pairs. A set is called as its headline; its hash is over the prompts, so another number of examples,
+    another limit or other rows are another set. A number that broke has no scores."""
+    sets = {f"{BENCH_PREFIX}{benchmark.name}": _sha256_of_items(outcomes[benchmark.name]) for benchmark in benchmarks}
+    header = {"schema_version": 1, "weights_sha256": weights_sha256, "sets": sets}
+    lines = [line for benchmark in benchmarks for line in _score_lines(benchmark, outcomes[benchmark.name])]
+    return "".join(json.dumps(line, allow_nan=False) + "\n" for line in (header, *lines))
+
+
+def _score_lines(benchmark: Benchmark, outcome: Outcome) -> Iterator[dict[str, Any]]:
+    scores: dict[str, dict[str, float]] = {}
+    for number, name in _names(benchmark, outcome, outcome).items():
+        of_items = outcome.scores.get(number, {}) if outcome.problem(number) is None else {}
+        for item, score in of_items.items():
+            if np.isfinite(score):
+                scores.setdefault(item, {})[name] = score
+    for item, own in sorted(scores.items()):
+        yield {"set": f"{BENCH_PREFIX}{benchmark.name}", "id": item, "slices": {}, "scores": own}
+
+
+def _sha256_of_items(outcome: Outcome) -> str:
+    return sha256_json([outcome.versions, sorted({(item.id, item.prompt, item.target) for item in outcome.items})])

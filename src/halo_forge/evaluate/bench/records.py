@@ -7,9 +7,8 @@ from pathlib import Path
 from halo_forge.artifacts import Artifact, Comparison, Measurement, Record
 from halo_forge.runs import read_artifact
 
-REPORT = "report.json"
-BENCH_PREFIX = "bench."
-"""How the metrics of benchmarks begin."""
+BENCH, REPORT = "eval/bench", "report.json"
+"""Where a run keeps its benchmarks, and their record in it."""
 
 
 class BenchRun(Record):

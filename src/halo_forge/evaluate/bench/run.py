@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from halo_forge.errors import HaloForgeError
+from halo_forge.artifacts import TrainedModel
+from halo_forge.config.schema import Config
+from halo_forge.errors import HaloForgeError, UsageError
 from halo_forge.evaluate.answer_cache import AnswerCache, cache_name
 from halo_forge.evaluate.bench import engine
 from halo_forge.evaluate.bench.code_tests import sandbox_tests
-from halo_forge.evaluate.bench.compare import compare_outcomes, measure_outcome
+from halo_forge.evaluate.bench.compare import compare_outcomes, measure_outcome, score_lines
 from halo_forge.evaluate.bench.outcome import ItemAnswer, Outcome, failed, outcome_of
-from halo_forge.evaluate.bench.records import REPORT, BenchReport, BenchRun
+from halo_forge.evaluate.bench.records import BENCH, REPORT, BenchReport, BenchRun
 from halo_forge.evaluate.bench.tasks import Benchmark, benchmark_named
 from halo_forge.evaluate.statistics import Resampling
 from halo_forge.models.forward import keep_going, language_model
 from halo_forge.runs import (
     Notify,
+    RunDirectory,
     provenance,
     sha256_bytes,
     sha256_json,
@@ -33,8 +37,17 @@ from halo_forge.runs import (
     write_atomic,
 )
 
-ITEMS, CACHE = "items.jsonl", "cache"
+ITEMS, SCORES, CACHE = "items.jsonl", "scores.jsonl", "cache"
+TREE_VARIABLE = "HALO_FORGE_BENCHMARKS"
 Opened = Callable[[], AbstractContextManager[torch.nn.Module]]
+
+
+class ModelPair(Protocol):
+    """The two models, one at a time, in eval mode on their device. Both context managers may be entered again."""
+
+    def base(self) -> AbstractContextManager[torch.nn.Module]: ...
+
+    def tuned(self) -> AbstractContextManager[torch.nn.Module]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +65,38 @@ class BenchSettings:
     resampling: Resampling = field(default_factory=Resampling)
 
 
+def benchmark_pair(
+    config: Config,
+    run: RunDirectory,
+    trained: TrainedModel,
+    models: ModelPair,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: BenchSettings | None = None,
+    notify: Notify = silent,
+    check: Callable[[], None] = keep_going,
+) -> BenchReport:
+    """Base and tuned of a run, into its eval/bench. settings: those of `evaluation.benchmarks` where none are given."""
+    of_config = config.evaluation
+    settings = settings or BenchSettings(
+        names=tuple(of_config.benchmarks), tree=benchmark_tree(), batch_size=of_config.batch_size
+    )
+    resampling = Resampling(of_config.confidence, of_config.bootstrap_samples, config.training.seed)
+    return run_benchmarks(
+        {"base": models.base, "tuned": models.tuned}, tokenizer, replace(settings, resampling=resampling),
+        run.file(BENCH), model_name=str(run.file(trained.final_model)), weights_sha256=trained.weights_sha256,
+        notify=notify, check=check,
+    )  # fmt: skip
+
+
+def benchmark_tree() -> Path | None:
+    """Where $HALO_FORGE_BENCHMARKS says that the rows lie, or None for the Hub. UsageError where nothing is there."""
+    named = os.environ.get(TREE_VARIABLE)
+    if named and not Path(named).is_dir():
+        where = f"{TREE_VARIABLE}={named}"
+        raise UsageError("there is no such tree of benchmarks", where=where, fix="halo-forge bench mirror DIRECTORY")
+    return Path(named) if named else None
+
+
 def run_benchmarks(
     sides: Mapping[str, Opened],
     tokenizer: PreTrainedTokenizerBase,
@@ -63,8 +108,8 @@ def run_benchmarks(
     notify: Notify = silent,
     check: Callable[[], None] = keep_going,
 ) -> BenchReport:
-    """Run every benchmark on each side ("tuned", and "base" where there is one) and write report.json and items.jsonl
-    into `directory`.
+    """Run every benchmark on each side ("tuned", and "base" where there is one) and write report.json, items.jsonl
+    and scores.jsonl (bench/compare.py) into `directory`.
 
     Likelihoods and answers are kept in directory/cache as soon as they are known: the same command goes on after any
     kill. A benchmark that breaks is `failed` with its reason, and the others go on. Raises UsageError without lm-eval.
@@ -95,6 +140,7 @@ def run_benchmarks(
         items=ITEMS, weights_sha256=weights_sha256, notes=tuple(notes), time_s=time.perf_counter() - start,
     )  # fmt: skip
     write_atomic(directory / ITEMS, items)
+    write_atomic(directory / SCORES, score_lines(benchmarks, outcomes["tuned"], weights_sha256))
     write_artifact(directory / REPORT, report)
     return report
 

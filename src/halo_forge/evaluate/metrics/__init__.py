@@ -1,6 +1,6 @@
 """One answer against its reference, a file to a family.
 
-overlap.py       same text, words, order     numbers.py  the final number        labels.py   classification
+overlap.py       same text, number, words    labels.py   classification
 json_answers.py  JSON, schemas, repair       formats.py  regex, Markdown         lengths.py  repetition, conciseness
 own.py           the user's scorers          table.py    name -> how it is computed (what it is: ../../metrics.py)
 """

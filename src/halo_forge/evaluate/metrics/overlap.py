@@ -1,4 +1,4 @@
-"""What an answer says against what the reference says: the same text, the same words, the same order of words."""
+"""What an answer says against what the reference says: the same text, number, words, order of words."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
+from halo_forge.texts.numbers import final_number, marked_number
+
 
 def exact_match(text: str, reference: str) -> float:
     """1 when both strings are equal after stripping white space at the ends. JSON gets no leniency here: `json_match`
@@ -15,9 +17,16 @@ def exact_match(text: str, reference: str) -> float:
     return float(text.strip() == reference.strip())
 
 
+def numeric_match(text: str, reference: str) -> float | None:
+    """GSM8K's rule: the number after the reference's last `####` against the answer's final number. Compared as
+    decimals, so 72, 72.0 and 72.00 agree. None when the reference carries no such number."""
+    expected = marked_number(reference)
+    return None if expected is None else float(final_number(text) == expected)
+
+
 def token_f1(text: str, reference: str) -> float:
-    """Harmonic mean of precision and recall over words (multisets), after `words_of`. Two empty texts agree."""
-    said, expected = Counter(words_of(text)), Counter(words_of(reference))
+    """Harmonic mean of precision and recall over words (multisets), after `squad_words`. Two empty texts agree."""
+    said, expected = Counter(squad_words(text)), Counter(squad_words(reference))
     if not said or not expected:
         return float(said == expected)
     overlap = (said & expected).total()
@@ -30,7 +39,7 @@ _WORD = re.compile(rf"[{_NO_SPACES}]|[^\s{_NO_SPACES}]+")
 _PLAIN_WORD = re.compile(rf"[{_NO_SPACES}]|[^\W_{_NO_SPACES}]+")
 
 
-def words_of(text: str) -> list[str]:
+def squad_words(text: str) -> list[str]:
     """Normalisation after SQuAD's: lower case, without punctuation (ASCII's and Unicode's) and English articles,
     split at white space. Beyond SQuAD, each kana or Han character counts as one word, as no spaces part them."""
     kept = "".join(

@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 from halo_forge.artifacts import Direction
 from halo_forge.errors import UsageError
-from halo_forge.metrics import METRIC_FACTS
+from halo_forge.metrics import JUDGED_METRIC, METRIC_FACTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def load_scorers(places: Sequence[str]) -> tuple[OwnScorer, ...]:
     scorers: list[OwnScorer] = []
     for place in places:
         scorer = _load(place)
-        if scorer.name in METRIC_FACTS or scorer.name in {other.name for other in scorers}:
+        if scorer.name in {*METRIC_FACTS, JUDGED_METRIC, *(other.name for other in scorers)}:
             raise UsageError(
                 f"there is a metric {scorer.name!r} already", where=f"evaluation.scorers: {place}",
                 fix="give the function another name",

@@ -15,18 +15,13 @@ from jsonschema.protocols import Validator
 
 from halo_forge.artifacts import Direction
 from halo_forge.evaluate.metrics.formats import MARKS, markdown_valid, regex_match
-from halo_forge.evaluate.metrics.json_answers import (
-    is_json_document,
-    json_match,
-    json_valid,
-    repaired_json,
-    schema_valid,
-)
+from halo_forge.evaluate.metrics.json_answers import json_match, json_valid, repaired_json, schema_valid
 from halo_forge.evaluate.metrics.labels import class_accuracy, why_no_labels
 from halo_forge.evaluate.metrics.lengths import conciseness, repetition
-from halo_forge.evaluate.metrics.numbers import marked_number, numeric_match
-from halo_forge.evaluate.metrics.overlap import exact_match, rouge_l, token_f1
+from halo_forge.evaluate.metrics.overlap import exact_match, numeric_match, rouge_l, token_f1
 from halo_forge.metrics import METRIC_FACTS, Kind, MetricFact
+from halo_forge.texts.json_documents import is_json_document
+from halo_forge.texts.numbers import marked_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,5 +140,7 @@ _SCORING: dict[str, tuple[Score | None, Applies]] = {
     "general_kl": (None, _always),
 }
 
-METRICS: dict[str, Metric] = {name: Metric(fact, *_SCORING[name]) for name, fact in METRIC_FACTS.items()}
-"""Every metric there is, in the order of the report."""
+METRICS: dict[str, Metric] = {
+    name: Metric(fact, *_SCORING[name]) for name, fact in METRIC_FACTS.items() if fact.of == "holdout"
+}
+"""Every metric of the holdout, in the order of the report."""

@@ -10,17 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from halo_forge.artifacts import Comparison, Measurement
-from halo_forge.evaluate.statistics import (
-    Interval,
-    PairedEstimate,
-    Resampling,
-    compare_means,
-    compare_rates,
-    wilson_interval,
-)
+from halo_forge.evaluate.compare import compare_items, comparison_of, marked, not_compared
+from halo_forge.evaluate.statistics import Interval, Resampling, wilson_interval
 from halo_forge.evaluate.suites.calibration import FloatArray, compare_calibration, compare_precisions
 from halo_forge.evaluate.suites.scoring import Judged
-from halo_forge.suites.metrics import SUITE_METRICS
+from halo_forge.metrics import SUITE_METRICS
 
 Pairs = Sequence[tuple[Judged, Judged]]
 """(base, tuned) of the same items."""
@@ -36,35 +30,23 @@ def compare_metric(metric: str, pairs: Pairs, resampling: Resampling, slice_name
     """One metric, or None where no item says anything about it."""
     if metric == "abstention_precision":
         return _compare_abstention(pairs, resampling, slice_name)
-    key = "confidence" if metric == "ece" else metric
-    base, tuned = _scores(pairs, key)
+    fact = SUITE_METRICS[metric]
+    base, tuned = _scores(pairs, "confidence" if metric == "ece" else metric)
     if not len(base):
         return None
     if metric == "ece":
         right = _scores(pairs, "choice_accuracy")
         estimate = compare_calibration((base, right[0]), (tuned, right[1]), resampling)
-        return comparison(metric, estimate, (len(base), len(base)), (0, 0), slice_name)
-    estimate = compare_item_scores(SUITE_METRICS[metric].kind, base, tuned, resampling)
-    return comparison(metric, estimate, (len(base), len(base)), _changes(metric, base, tuned), slice_name)
-
-
-def compare_item_scores(kind: str, base: FloatArray, tuned: FloatArray, resampling: Resampling) -> PairedEstimate:
-    """The one way from scores of items [N] to estimates and intervals, for every metric that is a mean."""
-    if kind == "rate":
-        return compare_rates(base, tuned, resampling.confidence)
-    return compare_means(base, tuned, resampling, bounded=kind == "fraction")
+        row = comparison_of(metric, fact.direction, estimate, len(base), (0, 0))
+    else:
+        (row,) = compare_items(metric, fact.direction, fact.kind, base, tuned, {}, resampling)  # type: ignore[arg-type]
+    return marked(row, slice_name, is_subsampled=False)
 
 
 def _scores(pairs: Pairs, key: str) -> tuple[FloatArray, FloatArray]:
     found = [(base.scores[key], tuned.scores[key]) for base, tuned in pairs if key in base.scores]
     values = np.array(found, dtype=np.float64).reshape(-1, 2)
     return values[:, 0], values[:, 1]
-
-
-def _changes(metric: str, base: FloatArray, tuned: FloatArray) -> tuple[int, int]:
-    """(won, lost) items."""
-    up, down = int((tuned > base).sum()), int((tuned < base).sum())
-    return {"higher": (up, down), "lower": (down, up), "none": (0, 0)}[SUITE_METRICS[metric].direction]
 
 
 def _compare_abstention(pairs: Pairs, resampling: Resampling, slice_name: str) -> Comparison | None:
@@ -84,56 +66,15 @@ def _compare_abstention(pairs: Pairs, resampling: Resampling, slice_name: str) -
     ]
     if len(wilson) == 2:
         estimate = compare_precisions(picked, unanswerable, (wilson[0], wilson[1]), resampling)
-        return comparison(metric, estimate, counts, (0, 0), slice_name)
-    sides = []
-    for chosen, count in zip(picked, counts, strict=True):
-        if not count:
-            sides.append(_measurement(metric, None, 0, None, slice_name, f"none of {len(asked)} answers abstains"))
-            continue
-        share = float((chosen * unanswerable).sum() / count)
-        sides.append(_measurement(metric, share, count, wilson[0], slice_name))
-    delta = _measurement(metric, None, 0, None, slice_name, "a model that never abstains has no precision")
-    return Comparison(metric=metric, base=sides[0], tuned=sides[1], delta=delta)
-
-
-def comparison(
-    metric: str, estimate: PairedEstimate, counts: tuple[int, int], changes: tuple[int, int], slice_name: str
-) -> Comparison:
-    """counts: items behind base's and tuned's number. changes: items (won, lost)."""
-    values = (estimate.base, estimate.tuned, estimate.delta)
-    intervals = (estimate.base_interval, estimate.tuned_interval, estimate.delta_interval)
-    sides = [
-        _measurement(metric, value, n, interval, slice_name).model_copy(update={"standard_error": error})
-        for value, n, interval, error in zip(values, (*counts, min(counts)), intervals, estimate.errors, strict=True)
-    ]
-    return Comparison(
-        metric=metric,
-        base=sides[0],
-        tuned=sides[1],
-        delta=sides[2],
-        wins=changes[0],
-        losses=changes[1],
-        p_value=estimate.p_value,
-        test=estimate.test if estimate.p_value is not None else None,
-    )
-
-
-def not_measured(metric: str, reason: str) -> Comparison:
-    empty = _measurement(metric, None, 0, None, "all", reason)
-    return Comparison(metric=metric, base=empty, tuned=empty, delta=empty)
-
-
-def _measurement(
-    metric: str, value: float | None, n: int, interval: Interval | None, slice_name: str, note: str | None = None
-) -> Measurement:
-    return Measurement(
-        metric=metric,
-        value=value,
-        n=n,
-        low=interval.low if interval else None,
-        high=interval.high if interval else None,
-        status="not_measured" if value is None else "measured",
-        slice=slice_name,
-        direction=SUITE_METRICS[metric].direction,
-        note=note or ("one item gives no interval" if value is not None and interval is None else None),
-    )
+        row = comparison_of(metric, "higher", estimate, min(counts), (0, 0))
+        base, tuned = (row.base.model_copy(update={"n": counts[0]}), row.tuned.model_copy(update={"n": counts[1]}))
+        return marked(row.model_copy(update={"base": base, "tuned": tuned}), slice_name, is_subsampled=False)
+    row = not_compared(metric, "not_measured", "a model that never abstains has no precision")
+    sides = {}
+    for name, chosen, count in zip(("base", "tuned"), picked, counts, strict=True):
+        empty = getattr(row, name).model_copy(update={"note": f"none of {len(asked)} answers abstains"})
+        share = float((chosen * unanswerable).sum() / count) if count else None
+        sides[name] = empty if share is None else Measurement(
+            metric=metric, value=share, n=count, low=wilson[0].low, high=wilson[0].high
+        )  # fmt: skip
+    return marked(row.model_copy(update=sides), slice_name, is_subsampled=False)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from halo_forge.evaluate.metrics import Answer
-from halo_forge.evaluate.metrics.overlap import words_of
+from halo_forge.evaluate.metrics.overlap import squad_words
 from halo_forge.evaluate.suites.calibration import FloatArray, brier_score
 from halo_forge.suites.instruction_checks import check_in_words, passes
 from halo_forge.suites.suite import Answerable, Choice, Instruction, Item, Open, Policy, Private, Request
@@ -106,7 +106,7 @@ def _judge_policy(item: Policy, answer: Answer) -> Judged:
 
 
 def _judge_open(item: Open, answer: Answer) -> Judged:
-    words = words_of(answer.text)
+    words = squad_words(answer.text)
     concise = answer.stopped and 0 < len(words) <= item.max_words
     repeated = repeated_share(words)
     scores = {

@@ -17,16 +17,17 @@ from transformers import PreTrainedTokenizerBase
 from halo_forge.artifacts import Comparison, SuiteReport
 from halo_forge.chat import ChatEncoder, Conversation, Message, SourceRef, TextPart, prompt_and_reference
 from halo_forge.errors import RowError
+from halo_forge.evaluate.compare import not_compared
 from halo_forge.evaluate.items import Item as Question
 from halo_forge.evaluate.items import decode
 from halo_forge.evaluate.measure import Measured
 from halo_forge.evaluate.statistics import Resampling
 from halo_forge.evaluate.suites.calibration import choice_probabilities
-from halo_forge.evaluate.suites.comparing import compare_judged, not_measured
+from halo_forge.evaluate.suites.comparing import compare_judged
 from halo_forge.evaluate.suites.scoring import Judged, judge_answer, judge_choice
+from halo_forge.metrics import SUITE_METRICS
 from halo_forge.models.generate import Prompt
 from halo_forge.runs import RunDirectory, sha256_json, write_atomic
-from halo_forge.suites.metrics import SUITE_METRICS
 from halo_forge.suites.suite import Choice, Item, Suite
 
 ANSWERS = "eval/suites"
@@ -122,9 +123,10 @@ def judge(asked: Asked, said: Measured) -> Judged:
 
 @dataclass(frozen=True, slots=True)
 class SuiteResults:
-    """comparisons: over all suites together, as the gate reads them. files: path -> content, to be written before
-    the report that names them."""
+    """judged: every item with what base and tuned scored. comparisons: over all suites together, as the gate reads
+    them. files: path -> content, to be written before the report that names them."""
 
+    judged: tuple[tuple[Asked, Judged, Judged], ...]
     comparisons: tuple[Comparison, ...]
     reports: tuple[SuiteReport, ...]
     files: dict[str, str]
@@ -134,11 +136,11 @@ def compare_suites(
     questions: Questions, base: Measured, tuned: Measured, resampling: Resampling, wanted: Collection[str] = ()
 ) -> SuiteResults:
     """wanted: metrics that a gate rule reads; one that no item measures is there as not measured, with the reason."""
-    judged = [(asked, judge(asked, base), judge(asked, tuned)) for asked in questions.asked]
+    judged = tuple((asked, judge(asked, base), judge(asked, tuned)) for asked in questions.asked)
     pooled = compare_judged([pair for _, *pair in judged], resampling)  # type: ignore[misc]
     there = {row.metric for row in pooled}
     pooled += [
-        not_measured(name, "no item of evaluation.suites measures it")
+        not_compared(name, "not_measured", "no item of evaluation.suites measures it")
         for name in SUITE_METRICS
         if name in wanted and name not in there
     ]
@@ -159,7 +161,7 @@ def compare_suites(
                 comparisons=tuple(_of_suite(rows, resampling)),
             )
         )
-    return SuiteResults(tuple(pooled), tuple(reports), files)
+    return SuiteResults(judged, tuple(pooled), tuple(reports), files)
 
 
 def write_suite_answers(run: RunDirectory, results: SuiteResults) -> None:
