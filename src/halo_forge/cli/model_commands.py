@@ -195,6 +195,18 @@ def diff_command(
     print_json(diff) if as_json else print_diff(diff)
 
 
+@told_in_words
+def changelog_command(
+    name: NameArgument, registry: RegistryOption = DEFAULT_REGISTRY, as_json: JsonOption = False
+) -> None:
+    """Every version of a model as Markdown, newest first: what changed, what it did, and when users got it."""
+    from halo_forge.cli.lineage_words import changelog_markdown
+    from halo_forge.publish.changelog import changelog
+
+    found = changelog(registry, name)
+    print_json(found) if as_json else print(changelog_markdown(found))
+
+
 def _version(number: int | None) -> str:
     return "none" if number is None else f"v{number}"
 
@@ -291,6 +303,7 @@ COMMANDS = {
     "sign": sign_command,
     "log": log_command,
     "diff": diff_command,
+    "changelog": changelog_command,
     "alias": alias_command,
     "rollback": rollback_command,
     "gc": gc_command,
