@@ -42,7 +42,8 @@ def check_command(
         print_json(report.to_dict())
     else:
         for source in report.sources:
-            print(printable(f"{source['path']}: {source['format']}"))
+            if not any(note.startswith(f"{source['path']}: {source['format']}") for note in report.notes):
+                print(printable(f"{source['path']}: {source['format']}"))
         for row in report.rows[:SHOWN_BAD_ROWS]:
             print(printable(f"{row['file']}:{row['line']}: {row['action']}: {row['reason']} [{row['code']}]"))
         for note in report.notes:
