@@ -82,6 +82,27 @@ def test_every_metric_has_its_outcome_with_an_interval(two: Path) -> None:
     assert (backwards["exact_match"], backwards["perplexity"]) == ("worse", "better")
 
 
+def test_a_slice_is_never_taken_for_the_whole(builder: ModuleType, tmp_path: Path) -> None:
+    """A report lists slices after the rows over all items."""
+
+    def with_slice(config: Config, prepared: Any, report: Any) -> tuple[Any, Any, Any]:
+        whole = next(row for row in report.overall if row.metric == "exact_match")
+        few = {side: getattr(whole, side).model_copy(update={"slice": "source=faq", "value": 0.01, "n": 3})
+               for side in ("base", "tuned", "delta")}  # fmt: skip
+        return config, prepared, report.model_copy(
+            update={"comparisons": (*report.comparisons, whole.model_copy(update=few))}
+        )  # fmt: skip
+
+    publish_changed(builder, tmp_path, 1)
+    publish_changed(builder, tmp_path, 2, with_slice)
+    row = next(
+        row for row in diff_versions(tmp_path / "registry", "run", 1, 2).metrics if row.metric == "exact_match"
+    )  # fmt: skip
+    assert (row.change, row.outcome) == (0, "unchanged")
+    assert row.after is not None
+    assert row.after.slice == "all"
+
+
 def test_another_holdout_is_not_compared(builder: ModuleType, tmp_path: Path, two: Path) -> None:
     def other_holdout(config: Any, prepared: Any, report: Any) -> tuple[Any, Any, Any]:
         splits = dict(prepared.splits)
