@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from halo_forge.cli.folding import folded, reading_width
 from halo_forge.cli.running import JsonOption, print_json, printable, told_in_words
 from halo_forge.errors import ExitCode, UsageError
 
@@ -204,7 +205,7 @@ def changelog_command(
     from halo_forge.publish.changelog import changelog
 
     found = changelog(registry, name)
-    print_json(found) if as_json else print(changelog_markdown(found))
+    print_json(found) if as_json else print(folded(changelog_markdown(found), 2, reading_width()))
 
 
 def _version(number: int | None) -> str:
