@@ -308,6 +308,9 @@ def test_data_check_of_sound_rows_exits_0() -> None:
     answer = invoke("data", "check", EXAMPLES / "formats")
     assert answer.exit_code == 0, answer.output
     assert "0 dropped" in answer.stdout
+    for file in sorted((EXAMPLES / "formats").iterdir()):
+        told = [line for line in answer.stdout.splitlines() if line.startswith(f"{file}: ")]
+        assert len(told) == 1, f"each file and its format once: {told}"
 
 
 def test_data_show_prints_a_row_with_its_weights(tmp_path: Path, tiny_model_dir: Path) -> None:

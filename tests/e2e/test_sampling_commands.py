@@ -17,6 +17,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from halo_forge.cli.main import build
+from halo_forge.cli.sampling_commands import generation_words
 from training_runs import WORDS
 
 HALO_FORGE = Path(sys.executable).with_name("halo-forge")
@@ -274,3 +275,14 @@ def test_handoff_refuses_what_is_not_whole(run: Path, tmp_path: Path) -> None:
     assert "in_train 1" in trained_on.stderr
     assert not target.exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_no_verifier_looked_at_is_not_said_to_fail() -> None:
+    record: dict[str, Any] = {
+        "prompts_sampled": 5, "prompts": {"read": 5, "repeated": 0, "in_holdout": 0, "in_train": 0, "unusable": {}},
+        "samples": 5, "samples_reused": 0, "passed": 0, "not_measured": 5, "stopped": 4, "verifiers": {},
+        "pass_at_k": {},
+    }  # fmt: skip
+    assert generation_words(record).splitlines()[1] == "5 samples (0 were there already), 1 cut off"
+    judged = record | {"verifiers": {"exact": {"passed": 2, "failed": 3}}, "passed": 2, "not_measured": 0}
+    assert "2 passed, 0 not measured, 1 cut off" in generation_words(judged)

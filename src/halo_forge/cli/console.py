@@ -16,11 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from halo_forge.artifacts import Comparison, EvalReport, GateDecision, Measurement, PreparedData, Release, TrainedModel
+from halo_forge.cli.folding import folded, reading_width
 from halo_forge.cli.running import printable
 from halo_forge.report.wording import duration, interval, metric_change, metric_value, outcome
 
 STAGES = ("data", "train", "evaluate", "gate", "publish")
 PLAIN_LINE_EVERY_S = 10.0
+VERDICT_CHARS = 13
+"""Room for the longest verdict and a blank."""
 FINDING_STYLE = {"error": "bold red", "warning": "bold yellow", "note": "bold"}
 VERDICT_STYLE = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
 
@@ -113,9 +116,8 @@ class Reporter:
         self.console.print(Text(f"    next: {printable(fields['next_action'])}", style="dim"))
 
     def _on_eval_progress(self, fields: Mapping[str, Any]) -> None:
-        self._live(
-            fields.get("title") or f"answers of the {fields['which']} model", fields["done"], fields["total"], "prompts"
-        )
+        title = fields.get("title") or f"answers of the {fields['which']} model"
+        self._live(title, fields["done"], fields["total"], fields.get("unit", "prompts"))
 
     # ---------------------------------------------------------------------------------------------- live line
 
@@ -218,18 +220,23 @@ def _change(row: Comparison) -> Text:
 
 
 def render_decision(console: Console, record: GateDecision) -> None:
+    width = console.width if console.is_terminal or reading_width() is not None else None
     console.print(Text(f"  {record.verdict}", style=VERDICT_STYLE[record.verdict]))
     for rule in record.rules:
-        told = printable(rule.reason)
+        told = printable(rule.reason).removesuffix(".") + "."
         if rule.margin is not None:
             told += f" Margin {rule.margin:+.3g}."
         if rule.verdict == "INCONCLUSIVE" and not rule.blocking:
             told += " This rule holds nothing back."
-        console.print(Text.assemble("    ", (f"{rule.verdict:<13}", VERDICT_STYLE[rule.verdict]), told))
+        label = f"    {rule.verdict:<{VERDICT_CHARS}}"
+        text = Text(folded(f"{label}{told}", VERDICT_CHARS, width))
+        text.stylize(VERDICT_STYLE[rule.verdict], 4, len(label))
+        console.print(text)
         if rule.next_action and rule.verdict != "PASS":
-            console.print(Text(f"                 next: {printable(rule.next_action)}", style="dim"))
-            if rule.command:
-                console.print(Text(f"                 try:  {printable(rule.command)}", style="dim"))
+            indent = " " * (4 + VERDICT_CHARS)
+            lines = [f"{indent}next: {printable(rule.next_action)}"]
+            lines += [f"{indent}try:  {printable(rule.command)}"] if rule.command else []
+            console.print(Text(folded("\n".join(lines), 6, width), style="dim"))
 
 
 def render_release(console: Console, record: Release) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from halo_forge.cli.folding import folded, reading_width
 from halo_forge.cli.running import (
     ConfigOption,
     FreshOption,
@@ -42,11 +43,12 @@ def check_command(
         print_json(report.to_dict())
     else:
         for source in report.sources:
-            print(printable(f"{source['path']}: {source['format']}"))
+            if not any(note.startswith(f"{source['path']}: {source['format']}") for note in report.notes):
+                print(printable(f"{source['path']}: {source['format']}"))
         for row in report.rows[:SHOWN_BAD_ROWS]:
             print(printable(f"{row['file']}:{row['line']}: {row['action']}: {row['reason']} [{row['code']}]"))
         for note in report.notes:
-            print(printable(note))
+            print(folded(printable(note), 2, reading_width()))
         if len(report.rows) > SHOWN_BAD_ROWS:
             print(f"... and {len(report.rows) - SHOWN_BAD_ROWS} more (--json prints all)")
         print(f"{report.read} rows read: {report.kept} kept ({report.fixed} of them fixed), {report.dropped} dropped")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from halo_forge.cli.folding import folded, reading_width
 from halo_forge.cli.running import JsonOption, SetOption, given, print_json, printable, told_in_words
 from halo_forge.config import load_config
 from halo_forge.errors import ExitCode, UsageError
@@ -199,7 +200,7 @@ def diff_command(
     from halo_forge.data.diff import diff_prepared
 
     found = diff_prepared(before, after)
-    print_json(found.to_dict()) if as_json else print(printable(found.words()))
+    print_json(found.to_dict()) if as_json else print(folded(printable(found.words()), 4, reading_width()))
 
 
 @told_in_words

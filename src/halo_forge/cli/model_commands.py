@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from halo_forge.cli.folding import folded, reading_width
 from halo_forge.cli.running import JsonOption, print_json, printable, told_in_words
 from halo_forge.errors import ExitCode, UsageError
 
@@ -195,6 +196,18 @@ def diff_command(
     print_json(diff) if as_json else print_diff(diff)
 
 
+@told_in_words
+def changelog_command(
+    name: NameArgument, registry: RegistryOption = DEFAULT_REGISTRY, as_json: JsonOption = False
+) -> None:
+    """Every version of a model as Markdown, newest first: what changed, what it did, and when users got it."""
+    from halo_forge.cli.lineage_words import changelog_markdown
+    from halo_forge.publish.changelog import changelog
+
+    found = changelog(registry, name)
+    print_json(found) if as_json else print(folded(changelog_markdown(found), 2, reading_width()))
+
+
 def _version(number: int | None) -> str:
     return "none" if number is None else f"v{number}"
 
@@ -291,6 +304,7 @@ COMMANDS = {
     "sign": sign_command,
     "log": log_command,
     "diff": diff_command,
+    "changelog": changelog_command,
     "alias": alias_command,
     "rollback": rollback_command,
     "gc": gc_command,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from halo_forge.cli.folding import folded, reading_width
 from halo_forge.cli.running import JsonOption, SetOption, print_json, printable, told_in_words
 from halo_forge.config import load_config
 from halo_forge.errors import ExitCode, Interrupted, UsageError
@@ -73,7 +74,7 @@ def watch_command(
     if as_json:
         print_json(report)
     else:
-        print(printable(report.words()))
+        print(folded(printable(report.words()), 7, reading_width()))
     raise typer.Exit(int(EXITS[report.verdict]))
 
 

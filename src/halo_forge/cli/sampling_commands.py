@@ -166,8 +166,9 @@ def generation_words(record: Mapping[str, Any]) -> str:
     lines = [
         f"{asked} prompts asked of {prompts['read']} read"
         + (f"; left out: {', '.join(f'{count} {name}' for name, count in left_out.items())}" if left_out else ""),
-        f"{record['samples']} samples ({record['samples_reused']} were there already), {record['passed']} passed, "
-        f"{record['not_measured']} not measured, {record['samples'] - record['stopped']} cut off",
+        f"{record['samples']} samples ({record['samples_reused']} were there already), "
+        + (f"{record['passed']} passed, {record['not_measured']} not measured, " if record["verifiers"] else "")
+        + f"{record['samples'] - record['stopped']} cut off",
     ]
     for name, counts in record["verifiers"].items():
         lines.append(f"  {name}: " + ", ".join(f"{count} {status}" for status, count in counts.items()))

@@ -8,9 +8,13 @@ import tempfile
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from halo_forge.doctor.finding import PACKAGE, Finding
 from halo_forge.doctor.hardware import existing_parent
+
+if TYPE_CHECKING:
+    from halo_forge.sandbox.selftest import SandboxStatus
 
 HUB_TIMEOUT_S = 2.0
 
@@ -151,3 +155,20 @@ def judge_extras(provided: list[str], required: list[str], installed: Callable[[
             )
         )
     return findings
+
+
+def sandbox_findings() -> Iterable[Finding]:
+    from halo_forge.sandbox import sandbox_status
+
+    yield judge_sandbox(sandbox_status())
+
+
+def judge_sandbox(status: SandboxStatus) -> Finding:
+    """Whether generated code may run here. Nothing but verifiers and metrics of code needs it."""
+    if status.available:
+        detail = f"generated code can be run: {status.num_attacks} attacks held off (Landlock {status.landlock_abi})"
+        return Finding(name="sandbox", status="ok", detail=detail)
+    return Finding(
+        name="sandbox", status="warning", detail=f"generated code will not be run: {status.reason}",
+        fix="where compile, unit-test or pass_at_1 are wanted: Linux 5.13 or newer with Landlock, x86_64 or aarch64",
+    )  # fmt: skip

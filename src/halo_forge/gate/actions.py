@@ -6,6 +6,7 @@ rate or batch size), the remedies of seed 003's table of data issues, and seed 0
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,7 @@ from halo_forge.metrics import BENCH_PREFIX
 Family = Literal["loss", "task", "format", "behaviour", "safety", "calibration", "retention", "benchmark"]
 
 FAMILY_MARKS: tuple[tuple[Family, tuple[str, ...]], ...] = (
+    ("task", ("json_match",)),  # wrong values in the right format are no matter of format
     ("retention", ("general_",)),
     ("safety", ("refus", "harm", "toxic", "pii", "policy", "jailbreak", "safety")),
     ("calibration", ("abst", "ece", "brier", "calibration", "unknown")),
@@ -34,7 +36,7 @@ class Action:
     command: str
 
     def of(self, run: str) -> Action:
-        return Action(self.words, self.command.replace("RUN", shlex.quote(run)))
+        return Action(self.words, re.sub(r"\bRUN\b", lambda _: shlex.quote(run), self.command))
 
 
 def _train_again(*settings: str) -> str:
@@ -102,6 +104,13 @@ WORSE: dict[Family, Action] = {
     ),
 }
 """When a change is on the wrong side of its limit."""
+
+SINCE_RELEASE = Action(
+    "something that was done since the release made it worse: see what changed in the rows, and read the answers that "
+    "were lost (report.html)",
+    "halo-forge data diff RELEASED_RUN RUN",
+)
+"""When a change against the released version is on the wrong side of its limit, whatever the metric."""
 
 UNDECIDED: dict[Cause, Action] = {
     "too_few": Action(
@@ -177,13 +186,16 @@ def family_of(metric: str) -> Family:
     return next((family for family, marks in FAMILY_MARKS if any(mark in metric for mark in marks)), "task")
 
 
-def action_for(metric: str, cause: Cause, run: str) -> Action | None:
-    """What to do about a rule on `metric` whose verdict has this cause; None for a rule that held."""
+def action_for(metric: str, cause: Cause, run: str, against: Literal["base", "released"] = "base") -> Action | None:
+    """What to do about a rule on `metric` whose verdict has this cause; None for a rule that held. `against`: what its
+    change was measured from."""
     if cause == "held":
         return None
     if cause in ("below", "above"):
         return LOST[family_of(metric)].of(run)
     if cause in ("no_gain", "regressed"):
+        if against == "released":
+            return SINCE_RELEASE.of(run)
         return WORSE[family_of(metric)].of(run)
     of_benchmark = UNDECIDED_BENCHMARK.get(cause) if metric.startswith(BENCH_PREFIX) else None
     return (of_benchmark or UNDECIDED[cause]).of(run)

@@ -155,7 +155,7 @@ def judge_bound(bound: Bound, evidence: Evidence) -> RuleResult:
     if verdict == "PASS" and bound.is_change and nothing_to_lose(row.base, row.tuned):
         return _undecided(bound, evidence, "broken", words.nothing_to_lose(bound), told)
     cause = _cause(bound, verdict)
-    action = action_for(bound.metric, cause, evidence.run)
+    action = action_for(bound.metric, cause, evidence.run, bound.against)
     return RuleResult(
         rule=words.rule_in_words(bound),
         metric=bound.metric,

@@ -224,7 +224,8 @@ class WatchSession:
             said = {check.name: check.words for check in judged.checks}
             words = "; ".join(said.get(alarm.name, alarm.name) for alarm in on)
             return "drift", f"{len(on)} alarm{'s' if len(on) > 1 else ''} on: {words}"
-        return "ok", f"{self.state.num_windows} windows judged, no alarm is on"
+        num_windows = self.state.num_windows
+        return "ok", f"{num_windows} {'window' if num_windows == 1 else 'windows'} judged, no alarm is on"
 
 
 def open_session(

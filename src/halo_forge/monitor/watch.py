@@ -193,11 +193,8 @@ def judge(
 
 
 def notes_of(report: MonitorReport, num_late: int = 0) -> tuple[str, ...]:
-    notes = [
-        f"{check.name}: with this many rows only a change above {check.noise:.3f} can be told from chance"
-        for check in report.checks
-        if check.noise > check.threshold and not check.drifted
-    ]
+    """What a check could not tell from chance stands in its own words."""
+    notes = []
     if report.num_bad_lines:
         reasons = ", ".join(f"{reason} {count}" for reason, count in report.bad_lines.items())
         lines = ", ".join(map(str, report.first_bad_lines))

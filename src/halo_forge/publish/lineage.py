@@ -157,8 +157,8 @@ def _model(manifest: Manifest) -> dict[str, Any]:
 
 
 def _metric_changes(before: EvalReport, after: EvalReport, *, comparable: bool) -> tuple[MetricChange, ...]:
-    old = {row.metric: row.tuned for row in before.comparisons}
-    new = {row.metric: row.tuned for row in after.comparisons}
+    old = {row.metric: row.tuned for row in before.overall}
+    new = {row.metric: row.tuned for row in after.overall}
     return tuple(
         _metric_change(metric, old.get(metric), new.get(metric), comparable or metric.startswith("general_"))
         for metric in dict.fromkeys([*old, *new])

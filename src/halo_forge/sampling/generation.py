@@ -112,7 +112,8 @@ def draw_samples(
             line = {"key": question.key, "sample": number, "token_ids": answer.token_ids, "stopped": answer.stopped}
             file.write(json.dumps(line) + "\n")
             file.flush()
-            notify("eval.progress", {"title": "sampling", "done": num_known + next(counted), "total": total})
+            progress = {"title": "sampling", "done": num_known + next(counted), "total": total, "unit": "answers"}
+            notify("eval.progress", progress)
 
         keys = tuple(f"{drawing.seed}:{question.key}:{number}" for question, number in wanted)
         sampling = Sampling(temperature=drawing.temperature, top_p=drawing.top_p, keys=keys)

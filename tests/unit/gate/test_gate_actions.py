@@ -12,10 +12,10 @@ import typer
 from halo_forge.artifacts import Cause
 from halo_forge.cli.main import build
 from halo_forge.config.keys import KEYS
-from halo_forge.gate.actions import LOST, UNDECIDED, WORSE, Action, action_for, family_of
+from halo_forge.gate.actions import LOST, SINCE_RELEASE, UNDECIDED, WORSE, Action, action_for, family_of
 from halo_forge.gate.rules import KNOWN_METRICS
 
-ACTIONS = [*LOST.values(), *WORSE.values(), *UNDECIDED.values()]
+ACTIONS = [*LOST.values(), *WORSE.values(), *UNDECIDED.values(), SINCE_RELEASE]
 
 
 @pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.command)
@@ -43,6 +43,7 @@ def test_every_cause_has_an_action_but_a_rule_that_held() -> None:
 @pytest.mark.parametrize(
     ("metric", "family"),
     [("perplexity", "loss"), ("general_perplexity", "retention"), ("exact_match", "task"), ("json_valid", "format"),
+     ("json_match", "task"),
      ("schema_valid", "format"), ("stop_rate", "behaviour"), ("refusal_rate", "safety"), ("toxicity", "safety"),
      ("abstention_recall", "calibration"), ("bench.mmlu", "benchmark"), ("bench.humaneval/pass@1", "benchmark")],
 )  # fmt: skip
@@ -66,3 +67,11 @@ def test_the_seeds_failure_handling_is_there(metric: str, cause: Cause, said: st
     action = action_for(metric, cause, "runs/mine")
     assert action is not None
     assert said in action.words
+
+
+@pytest.mark.parametrize("cause", ["no_gain", "regressed"])
+def test_a_loss_since_the_release_asks_what_was_done_since(cause: Cause) -> None:
+    action = action_for("json_match", cause, "runs/mine", "released")
+    assert action is not None
+    assert action.command == "halo-forge data diff RELEASED_RUN runs/mine"
+    assert action != action_for("json_match", cause, "runs/mine")

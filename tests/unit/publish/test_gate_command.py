@@ -105,3 +105,13 @@ def test_judging_loads_no_torch(built: Any) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_on_a_terminal_every_line_fits_and_sentences_end(built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = "gate.rules=[{metric: json_valid, min: 0.7}, {metric: json_valid, min_delta: 0.1, against: released}]"
+    whole = gate(built.run.path, "--set", rules).stdout
+    assert "none to compare with. This rule holds nothing back." in whole
+    monkeypatch.setenv("COLUMNS", "100")
+    narrow = gate(built.run.path, "--set", rules).stdout
+    assert narrow.split() == whole.split()
+    assert max(map(len, whole.splitlines())) > 100 >= max(map(len, narrow.splitlines()))

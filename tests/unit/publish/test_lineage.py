@@ -14,7 +14,8 @@ from halo_forge.artifacts import Measurement
 from halo_forge.cli.main import build
 from halo_forge.config.schema import Config
 from halo_forge.errors import UsageError
-from halo_forge.publish import publish
+from halo_forge.publish import publish, roll_back
+from halo_forge.publish.changelog import changelog
 from halo_forge.publish.lineage import Outcome, _metric_change, diff_versions
 from halo_forge.runs import write_artifact
 
@@ -81,6 +82,27 @@ def test_every_metric_has_its_outcome_with_an_interval(two: Path) -> None:
     assert (backwards["exact_match"], backwards["perplexity"]) == ("worse", "better")
 
 
+def test_a_slice_is_never_taken_for_the_whole(builder: ModuleType, tmp_path: Path) -> None:
+    """A report lists slices after the rows over all items."""
+
+    def with_slice(config: Config, prepared: Any, report: Any) -> tuple[Any, Any, Any]:
+        whole = next(row for row in report.overall if row.metric == "exact_match")
+        few = {side: getattr(whole, side).model_copy(update={"slice": "source=faq", "value": 0.01, "n": 3})
+               for side in ("base", "tuned", "delta")}  # fmt: skip
+        return config, prepared, report.model_copy(
+            update={"comparisons": (*report.comparisons, whole.model_copy(update=few))}
+        )  # fmt: skip
+
+    publish_changed(builder, tmp_path, 1)
+    publish_changed(builder, tmp_path, 2, with_slice)
+    row = next(
+        row for row in diff_versions(tmp_path / "registry", "run", 1, 2).metrics if row.metric == "exact_match"
+    )  # fmt: skip
+    assert (row.change, row.outcome) == (0, "unchanged")
+    assert row.after is not None
+    assert row.after.slice == "all"
+
+
 def test_another_holdout_is_not_compared(builder: ModuleType, tmp_path: Path, two: Path) -> None:
     def other_holdout(config: Any, prepared: Any, report: Any) -> tuple[Any, Any, Any]:
         splits = dict(prepared.splits)
@@ -133,3 +155,51 @@ def test_the_command_in_words_and_as_json(two: Path) -> None:
     assert invoke("run", "v2", "v2").exit_code == 2
     with pytest.raises(UsageError, match="both are run v1"):
         diff_versions(two, "run", 1, 1)
+
+
+def test_shares_are_told_as_such(two: Path) -> None:
+    shown = CliRunner().invoke(build(), ["models", "diff", "run", "v1", "v2", "--registry", str(two)]).stdout
+    line = next(line for line in shown.splitlines() if "exact_match" in line)
+    assert " 99 %" in line
+    assert " pt" in line
+    assert " %" not in next(line for line in shown.splitlines() if line.startswith("  perplexity"))
+
+
+def test_the_changelog_tells_each_version_against_the_one_before(two: Path) -> None:
+    roll_back(two, "run", None)
+    found = changelog(two, "run")
+    newest, oldest = found.versions
+    assert (newest.version, oldest.version) == (2, 1)
+    assert newest.diff == diff_versions(two, "run", 1, 2)
+    assert (oldest.diff, oldest.problem) == (None, None)
+    assert "released" in oldest.aliases
+    assert [(move.action, move.before, move.after) for move in found.moves] == [
+        ("publish", None, 1), ("publish", 1, 2), ("rollback", 2, 1),
+    ]  # fmt: skip
+
+
+def test_the_changelog_as_markdown_and_as_json(two: Path) -> None:
+    def invoke(*words: str):
+        return CliRunner().invoke(build(), ["models", "changelog", "run", *words, "--registry", str(two)])
+
+    shown = invoke().stdout
+    assert [line for line in shown.splitlines() if line.startswith("#")] == [
+        "# run", "## v2 (candidate, released)", "## v1", "## What `released` named",
+    ]  # fmt: skip
+    assert "- config: training.learning_rate: 0.0005 -> 0.001" in shown
+    assert "- better: exact_match" in shown
+    assert "- worse: perplexity" in shown
+    assert "publish: v1 -> v2" in shown
+    assert "sha256" not in shown
+    assert json.loads(invoke("--json").stdout)["versions"][0]["version"] == 2
+    unknown = CliRunner().invoke(build(), ["models", "changelog", "other", "--registry", str(two)])
+    assert (unknown.exit_code, unknown.stdout) == (2, "")
+
+
+def test_a_version_whose_records_are_gone_is_still_told(two: Path) -> None:
+    (two / "run" / "v1" / "eval" / "report.json").unlink()
+    newest, oldest = changelog(two, "run").versions
+    assert (newest.diff, oldest.diff) == (None, None)
+    assert newest.problem
+    shown = CliRunner().invoke(build(), ["models", "changelog", "run", "--registry", str(two)]).stdout
+    assert "What changed cannot be told: " in shown

@@ -87,6 +87,7 @@ def test_a_worse_second_version_is_refused_in_pairs(builder: ModuleType, tmp_pat
     last = decision.rules[-1]
     assert (decision.verdict, last.verdict, last.cause) == ("FAIL", "FAIL", "regressed")
     assert "since the released version, a loss of 0.15" in last.reason
+    assert (last.command or "").startswith("halo-forge data diff RELEASED_RUN ")
     (row,) = (
         row for row in compared(second).comparisons if (row.metric, row.tuned.slice) == ("exact_match", "all")
     )  # fmt: skip
