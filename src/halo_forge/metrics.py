@@ -200,6 +200,8 @@ METRIC_FACTS: dict[str, MetricFact] = {
 }  # fmt: skip
 """Every metric there is, in the order of the report; those of suites are of prompts of one kind (suites/suite.py)."""
 SUITE_METRICS = {name: fact for name, fact in METRIC_FACTS.items() if fact.of == "suites"}
+TREE_VARIABLE = "HALO_FORGE_BENCHMARKS"
+"""Environment variable that names a local tree of benchmarks."""
 BENCH_PREFIX = "bench."
 """How the metrics of benchmarks begin, and no others: a scorer's name is a Python name, which has no dot."""
 JUDGED_METRIC = "judge_win_rate"

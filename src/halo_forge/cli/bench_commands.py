@@ -11,8 +11,8 @@ import typer
 from halo_forge.artifacts import Comparison, Measurement
 from halo_forge.cli.running import JsonOption, print_json, told_in_words
 from halo_forge.errors import ExitCode, UsageError
+from halo_forge.metrics import TREE_VARIABLE
 
-TREE_VARIABLE = "HALO_FORGE_BENCHMARKS"
 TasksOption = Annotated[
     str,
     typer.Option("--tasks", help="Comma-separated benchmarks, or tasks of lm-eval by name.", metavar="NAMES"),

@@ -25,6 +25,7 @@ from halo_forge.evaluate.bench.outcome import ItemAnswer, Outcome, failed, outco
 from halo_forge.evaluate.bench.records import BENCH, REPORT, BenchReport, BenchRun
 from halo_forge.evaluate.bench.tasks import Benchmark, benchmark_named
 from halo_forge.evaluate.statistics import Resampling
+from halo_forge.metrics import TREE_VARIABLE
 from halo_forge.models.forward import keep_going, language_model
 from halo_forge.runs import (
     Notify,
@@ -38,7 +39,6 @@ from halo_forge.runs import (
 )
 
 ITEMS, SCORES, CACHE = "items.jsonl", "scores.jsonl", "cache"
-TREE_VARIABLE = "HALO_FORGE_BENCHMARKS"
 Opened = Callable[[], AbstractContextManager[torch.nn.Module]]
 
 
