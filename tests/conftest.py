@@ -42,11 +42,12 @@ TINY_CORPUS = [
 @pytest.fixture(scope="session", autouse=True)
 def own_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Prepared data and answers of base models of tests are kept apart from the user's, also those of commands which
-    tests start."""
+    tests start. Nothing is folded to the width of a terminal that pytest-xdist names in COLUMNS."""
     with pytest.MonkeyPatch.context() as patch:
         directory = tmp_path_factory.mktemp("store")
         patch.setenv("HALO_FORGE_PREPARED", str(directory / "prepared"))
         patch.setenv("HALO_FORGE_EVALUATIONS", str(directory / "evaluations"))
+        patch.delenv("COLUMNS", raising=False)
         yield
 
 

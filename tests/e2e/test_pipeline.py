@@ -411,11 +411,11 @@ def test_a_stopped_run_exits_130_and_the_same_command_finishes_it_bit_for_bit(
     """On the way: while a run is at work, a second command on its directory is refused and names the holder."""
     write_rows(tmp_path / "rows.jsonl", NUM_ROWS)
     config = write_config(tmp_path, tiny_model_dir, **LONG)
-    command = [HALO_FORGE, "run", str(config)]
+    command = [HALO_FORGE, "run", str(config), "--until", "train"]
     first = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for_steps(tmp_path / "out", 3, first)
     first.send_signal(signal.SIGSTOP)
-    second = invoke("run", config)
+    second = invoke("run", config, "--until", "train")
     first.send_signal(signal.SIGCONT)
     first.send_signal(signal.SIGTERM)
     _, told = first.communicate(timeout=60)
@@ -427,10 +427,10 @@ def test_a_stopped_run_exits_130_and_the_same_command_finishes_it_bit_for_bit(
     assert 3 <= done < 240
     assert not (tmp_path / "out/final_model").exists()
 
-    finished = halo_forge("run", config)
+    finished = halo_forge("run", config, "--until", "train")
     assert finished.returncode == 0, finished.stderr
     assert f"resumed from checkpoint-{done} ({done} of 240 steps done)" in finished.stderr
-    whole = halo_forge("run", config, "--set", f"output.dir={tmp_path / 'whole'}")
+    whole = halo_forge("run", config, "--until", "train", "--set", f"output.dir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     assert final_weights(tmp_path / "out") == final_weights(tmp_path / "whole")
     steps = [

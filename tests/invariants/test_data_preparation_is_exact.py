@@ -166,7 +166,7 @@ def test_killed_at_random_moments_and_run_again_gives_the_same_files(
     whole_s = time.monotonic() - started
     no_store()
     pick = random.Random(3)
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(command("again"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(whole_s * pick.uniform(0.4, 0.95))
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []

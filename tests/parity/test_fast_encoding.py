@@ -190,9 +190,25 @@ def learn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "ROWS_WATCHED_FIRST", 0)  # what watching would hide must show
 
 
+# Every template with one vocabulary; with the other one here those that could differ, and the rest by `make soak`.
+WITH_BOTH = {
+    *WITHOUT_QUICK_WAY,
+    "glm4moe",
+    "qwen2_5",
+    "qwen3",
+    "qwen3_5_think",
+    "qwen3_6",
+    "qwen3_8",
+    "llama3_1",
+    "gemma3",
+}
+WITH_QWEN = [
+    ("qwen", name) if name in WITH_BOTH else pytest.param("qwen", name, marks=pytest.mark.soak) for name in TEMPLATES
+]
+
+
 @pytest.mark.usefixtures("learn_at_once")
-@pytest.mark.parametrize("vocabulary", ["smollm2", "qwen"])
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(("vocabulary", "name"), [*(("smollm2", name) for name in TEMPLATES), *WITH_QWEN])
 def test_every_shipped_template(
     name: str, vocabulary: str, vocabularies: Callable[[str], PreTrainedTokenizerBase]
 ) -> None:

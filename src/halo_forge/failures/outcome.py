@@ -81,7 +81,7 @@ def _on_holdout(parent: RunFacts, result: RunResult) -> tuple[tuple[MetricOutcom
         own, other = read_scores(result.directory / SCORES), read_scores(parent.directory.file(SCORES))
     except DataError as error:
         return (), (f"not compared on the holdout: {error.what} ({error.where})",)
-    problem = why_not_comparable(own, other, report)
+    problem = why_not_comparable(own, other)
     if problem is not None:
         return (), (f"not compared on the holdout: {problem}",)
     base = {row.metric: row.base for row in report.overall}
