@@ -397,10 +397,10 @@ def test_resume_goes_back_to_a_checkpoint_and_ends_with_the_same_weights(passed:
 
 
 LONG = {
-    "training__max_steps": 240,
+    "training__max_steps": 100,
     "evaluation__enabled": False,
     "output__save_steps": 1000,
-    "training__eval_steps": 80,
+    "training__eval_steps": 40,
 }
 
 
@@ -424,19 +424,19 @@ def test_a_stopped_run_exits_130_and_the_same_command_finishes_it_bit_for_bit(
     assert first.returncode == 130, told
     assert "stopped by SIGTERM" in told
     done = len([line for line in metrics(tmp_path / "out") if line["kind"] == "train"])
-    assert 3 <= done < 240
+    assert 3 <= done < 100
     assert not (tmp_path / "out/final_model").exists()
 
     finished = halo_forge("run", config, "--until", "train")
     assert finished.returncode == 0, finished.stderr
-    assert f"resumed from checkpoint-{done} ({done} of 240 steps done)" in finished.stderr
+    assert f"resumed from checkpoint-{done} ({done} of 100 steps done)" in finished.stderr
     whole = halo_forge("run", config, "--until", "train", "--set", f"output.dir={tmp_path / 'whole'}")
     assert whole.returncode == 0, whole.stderr
     assert final_weights(tmp_path / "out") == final_weights(tmp_path / "whole")
     steps = [
         [line["loss"] for line in metrics(tmp_path / name) if line["kind"] == "train"] for name in ("out", "whole")
     ]
-    assert len(steps[0]) == 240
+    assert len(steps[0]) == 100
     assert steps[0] == steps[1]
 
 
