@@ -278,7 +278,7 @@ One model is released, a worse one refused, a better one released, watched and r
 columns; progress, which goes to stderr, is left out. `python examples/release_story/run.py` tells it on your machine.
 This run took {total_s / 60:.0f} minutes on {os.cpu_count()} cores without a GPU. {note}
 """
-    return "\n".join([head, *page])
+    return "\n".join([head.replace(" \n", "\n"), *page])
 
 
 if __name__ == "__main__":
