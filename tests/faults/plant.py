@@ -113,7 +113,8 @@ MUTANTS = [
            "    return\n    _read_parts(directory, {f\"optimizer.{name}\"",
            INVARIANTS + "test_processes_are_equal.py"),
     Mutant("a full disk is safetensors' own error", "models/weights.py", "    except SafetensorError as error:",
-           "    except ZeroDivisionError as error:", FAULTS + "test_disk_faults.py"),
+           "    except ZeroDivisionError as error:",
+           FAULTS + "test_disk_faults.py::test_a_full_disk_that_safetensors_tells_of_is_an_error_of_the_disk"),
 ]  # fmt: skip
 
 

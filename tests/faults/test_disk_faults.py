@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from faults.fault_runs import (
     CADENCE,
@@ -26,6 +28,7 @@ from faults.fault_runs import (
     tensors_of,
 )
 from halo_forge.cli.main import main
+from halo_forge.models.weights import storage_errors
 from halo_forge.train.checkpoint import POINTERS, list_checkpoints, verify_checkpoint
 from training_runs import final_weights, write_rows
 
@@ -167,6 +170,13 @@ def test_a_full_disk(room_kib: int, sound: str, small_disk: Path, tiny_model_dir
     code, said = command(job, config)
     assert code == 0, said
     assert final_weights(small_disk / "out") == sound
+
+
+def test_a_full_disk_that_safetensors_tells_of_is_an_error_of_the_disk(small_disk: Path) -> None:
+    fill(small_disk, 600)
+    with pytest.raises(OSError, match="No space left") as caught, storage_errors(small_disk):
+        save_file({"weight": torch.zeros(1_000_000)}, small_disk / "model.safetensors")
+    assert caught.value.errno == errno.ENOSPC
 
 
 def fill(disk: Path, room_kib: int) -> None:
