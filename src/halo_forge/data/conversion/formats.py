@@ -33,6 +33,7 @@ from halo_forge.chat.store import conversation_from_record
 from halo_forge.config.schema import RowFormat
 from halo_forge.data.conversion.content_parts import media_column, refused_media
 from halo_forge.data.conversion.conversation_shapes import LIST_COLUMNS, row_messages
+from halo_forge.data.conversion.media import with_media
 from halo_forge.data.conversion.identity import content_sha256, prompt_key
 from halo_forge.data.conversion.tool_calls import row_tools
 from halo_forge.data.conversion.turns import chat_message, ordered_turns
@@ -234,11 +235,13 @@ def convert(
     if format != "text" and not media and (refused := media_column(value)):
         raise refused
     if format == "prepared":
-        return _from_record(row, sorted(flags), system_prompt, keep_source=not mixed)
+        return _from_record(row, sorted(flags), system_prompt, keep_source=not mixed, media=media)
     fixes = set(row.fixes)
     messages, with_tools = row_messages(value, format, fixes, flags)
     if not media:
         _refuse_media(messages)
+    else:
+        messages = with_media(messages, value, fixes)
     is_document = messages[0].role == "document"
     turns = tuple(messages) if is_document else ordered_turns(messages, fixes)
     key = prompt_key(turns)
@@ -254,14 +257,17 @@ def convert(
     )
 
 
-def _from_record(row: Row, flags: Sequence[str], system_prompt: str | None, *, keep_source: bool) -> Converted:
+def _from_record(
+    row: Row, flags: Sequence[str], system_prompt: str | None, *, keep_source: bool, media: bool
+) -> Converted:
     """A record of a split as it stands; only its id is worked out anew. `keep_source`: it comes from where the record
     says, not from the split file."""
     try:
         record = conversation_from_record(row.value or {})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RowError("bad_messages", f"this is no record of a split ({type(error).__name__}: {error})") from None
-    _refuse_media(record.messages)
+    if not media:
+        _refuse_media(record.messages)
     turns = record.messages
     own = turns[1:] if turns[0].role == "system" and system_prompt and turns[0].text == system_prompt else turns
     source = record.source if keep_source else SourceRef(path=row.path, line=row.line)
