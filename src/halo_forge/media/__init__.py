@@ -1,1 +1,1 @@
-"""Images and sounds: where their bytes lie, and how they become pixels and samples, safely."""
+"""Images and sounds as bytes: where they are, and what is read of them. No torch."""
