@@ -22,8 +22,8 @@ import numpy as np
 from halo_forge.chat.batch_encode import EncodedBatch, encode_batch
 from halo_forge.chat.known import KnownTokenizer, known_tokenizer
 from halo_forge.chat.origin import Origin, unmoved_edges, visible
-from halo_forge.chat.reasoning import ReasoningPolicy, require_reasoning, strip_reasoning
 from halo_forge.chat.placeholders import Stretch, place_media
+from halo_forge.chat.reasoning import ReasoningPolicy, require_reasoning, strip_reasoning
 from halo_forge.chat.records import Conversation, Example, Medium, Message
 from halo_forge.chat.spans import Span, Turn
 from halo_forge.chat.tokens import TokenizedText
@@ -144,9 +144,7 @@ class ChatEncoder:
         weights = np.ones(len(ids), dtype=np.float32)
         return ids, weights, ["special_tokens_neutralised"] if neutralised else []
 
-    def _encode_chat(
-        self, conversation: Conversation
-    ) -> tuple[np.ndarray, np.ndarray, list[str], tuple[Medium, ...]]:
+    def _encode_chat(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray, list[str], tuple[Medium, ...]]:
         roles = [message.role for message in conversation.messages]
         if not roles:
             raise RowError("empty_conversation", "the row has no messages")
@@ -262,9 +260,7 @@ class ChatEncoder:
         if self.known.placeholders is not None and media:
             cut = np.isin(ids[self.max_seq_length :], list(self.known.placeholders.ids))
             if cut.any():
-                raise RowError(
-                    "media_truncated", f"{reason}: {int(cut.sum())} tokens of an image stand behind the cut"
-                )
+                raise RowError("media_truncated", f"{reason}: {int(cut.sum())} tokens of an image stand behind the cut")
         ids, weights = ids[: self.max_seq_length].copy(), weights[: self.max_seq_length].copy()
         if not (weights > 0).any():
             raise RowError(
@@ -293,9 +289,7 @@ def prompt_and_reference(
     return question(conversation, known_tokenizer(tokenizer))[:3]
 
 
-def question(
-    conversation: Conversation, known: KnownTokenizer
-) -> tuple[list[int], str, list[int], tuple[Medium, ...]]:
+def question(conversation: Conversation, known: KnownTokenizer) -> tuple[list[int], str, list[int], tuple[Medium, ...]]:
     """(prompt ids, reference answer, stop token ids, media of the prompt) for generating the last assistant turn anew.
 
     The prompt is everything before that turn with the generation prompt. The reference is the turn's text; where the

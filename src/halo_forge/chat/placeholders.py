@@ -3,9 +3,9 @@
     template   <|im_start|>user\\n<image>What is this?<|im_end|>\\n
     spelled    <|im_start|>user\\n<fake><global-img><image><image><image><image><fake>What is this?<|im_end|>\\n
 
-In the messages that a template is given, a medium is one code point that no text may hold (`SEATS`); the renderer makes a
-part of it. So all that is known of content, its place and its masks, holds for rows with media as it does for texts: a
-marker that stands in a user's words is his, and becomes ordinary text.
+In the messages that a template is given, a medium is one code point that no text may hold (`SEATS`); the renderer
+makes a part of it. So all that is known of content, its place and its masks, holds for rows with media as it does for
+texts: a marker that stands in a user's words is his, and becomes ordinary text.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from halo_forge.config.judge_section import JudgeSection
 from halo_forge.config.learning_rates import default_learning_rate
 from halo_forge.config.monitor_section import MonitorSection
 from halo_forge.config.section import Fraction, PositiveInt, Section
+from halo_forge.config.vision_section import VisionSection
 
 RowFormat = Literal[
     "auto", "messages", "sharegpt", "instruction", "prompt_completion", "question_answer", "query_response", "text",
@@ -339,6 +340,7 @@ class Config(Section):
     training: TrainingSection = TrainingSection()
     lora: LoraSection = LoraSection()
     adapter: AdapterSection = AdapterSection()
+    vision: VisionSection = VisionSection()
     output: OutputSection = OutputSection()
     evaluation: EvaluationSection = EvaluationSection()
     judge: JudgeSection = JudgeSection()

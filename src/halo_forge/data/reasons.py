@@ -70,7 +70,7 @@ _DAMAGE = {
     "tool_call_without_result": "a tool call that nothing answers",
     "empty_conversation": "no messages",
     "mixed_document": "a plain text among messages",
-"media_unsupported": "an image or audio that the model cannot read",
+    "media_unsupported": "an image or audio that the model cannot read",
     "media_missing": "an image or audio that is not there or cannot be read",
     "media_too_large": "an image or audio of more bytes than are read",
     "media_count_mismatch": "more markers than images or sounds, or fewer",

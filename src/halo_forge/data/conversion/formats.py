@@ -33,8 +33,8 @@ from halo_forge.chat.store import conversation_from_record
 from halo_forge.config.schema import RowFormat
 from halo_forge.data.conversion.content_parts import media_column, refused_media
 from halo_forge.data.conversion.conversation_shapes import LIST_COLUMNS, row_messages
-from halo_forge.data.conversion.media import with_media
 from halo_forge.data.conversion.identity import content_sha256, prompt_key
+from halo_forge.data.conversion.media import with_media
 from halo_forge.data.conversion.tool_calls import row_tools
 from halo_forge.data.conversion.turns import chat_message, ordered_turns
 from halo_forge.data.files.rows import Row

@@ -56,7 +56,7 @@ class Eyes:
         """Raises ModelNotFound where the directory has no processor that fits its model, UsageError without Pillow."""
         config = read_json_object(directory / "config.json")
         model_type = str(config.get("model_type"))
-        processor = _processor(directory)
+        processor = _processor(directory, model_type, tokenizer)
         eyes = Eyes(directory, model_type, max_pixels, processor)
         expected = config.get("image_token_id", config.get("image_token_index"))
         if expected is not None and expected not in eyes.placeholder_ids:
@@ -144,7 +144,33 @@ class Eyes:
         return {key: torch.cat([one.inputs[key] for one in seen], axis) for key in seen[0].inputs}
 
 
-def _processor(directory: Path) -> Any:
+@dataclass(frozen=True, slots=True)
+class GridProcessor:
+    """Qwen2-VL's processor for images alone: a placeholder for each `merge_size`^2 patches of the grid that its image
+    processor makes. transformers' own insists on a video processor, and that on torchvision."""
+
+    image_processor: Any
+    image_token: str
+    image_token_ids: tuple[int, ...]
+    chat_template: Any
+
+    def __call__(self, images: Any, **options: Any) -> dict[str, Any]:
+        made = self.image_processor(images=images[0], return_tensors="pt")
+        count = int(made["image_grid_thw"][0].prod()) // self.image_processor.merge_size**2
+        return {**made, "text_replacement_offsets": [[{"replacement": self.image_token * count}]]}
+
+
+def _grid_processor(directory: Path, tokenizer: Any) -> GridProcessor:
+    from transformers import AutoImageProcessor
+
+    images = AutoImageProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    token_id = read_json_object(directory / "config.json")["image_token_id"]
+    stored = directory / "chat_template.json"
+    template = read_json_object(stored).get("chat_template") if stored.is_file() else tokenizer.chat_template
+    return GridProcessor(images, tokenizer.convert_ids_to_tokens(token_id), (token_id,), template)
+
+
+def _processor(directory: Path, model_type: str, tokenizer: Any) -> Any:
     try:
         import PIL.Image  # noqa: F401
         from transformers import AutoProcessor
@@ -157,6 +183,8 @@ def _processor(directory: Path) -> Any:
         )  # fmt: skip
     try:
         with quiet_transformers():
+            if FAMILIES[model_type].grids:
+                return _grid_processor(directory, tokenizer)
             processor = AutoProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the files are a stranger's
         reason = (str(error).splitlines() or [type(error).__name__])[0]

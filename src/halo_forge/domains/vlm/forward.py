@@ -2,10 +2,10 @@
 
 Axes: B rows, N tokens of a row, U positions that predict, D width, V vocabulary.
 
-The vision tower is transformers' own, run once for all images of a row. Its features take the placeholders' places among
-the embeddings, and the language model goes on from there: through the written-out layers of models/fast where they
-cover it and agree with it, else through transformers' own layers with document attention. The attention of the tower
-is left as it is: an image sees all of itself.
+The vision tower is transformers' own, run once for all images of a row. Its features take the placeholders' places
+among the embeddings, and the language model goes on from there: through the written-out layers of models/fast where
+they cover it and agree with it, else through transformers' own layers with document attention. The attention of the
+tower is left as it is: an image sees all of itself.
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ from transformers import PreTrainedModel
 from halo_forge.domains.media import MediaBatch
 from halo_forge.domains.vlm.families import Family
 from halo_forge.errors import TrainingError
-from halo_forge.models.fast.attention import document_blocks
 from halo_forge.models.fast.decoder import FastDecoder, NotCovered
-from halo_forge.models.fast.head import linear_rows
-from halo_forge.models.fast.row import PackedRow
 
 PROBE_TOKENS = (11, 6)
 DOCUMENT_ATTENTION = "halo_forge_document"
@@ -57,16 +54,14 @@ def embedded(
     return words.masked_scatter(is_image[..., None], features)
 
 
-def positions_of(
-    model: Any, family: Family, batch: MediaBatch, placeholder_ids: frozenset[int]
-) -> torch.Tensor:
+def positions_of(model: Any, family: Family, batch: MediaBatch, placeholder_ids: frozenset[int]) -> torch.Tensor:
     """position_ids [1, N], or [3, 1, N] for a family that counts along the axes of each image's grid, from 0 in each
     document."""
     if not family.grids:
         return batch.position_ids
     is_image = torch.isin(batch.input_ids, torch.tensor(sorted(placeholder_ids), device=batch.input_ids.device))
     grids, taken, placed = batch.media.get("image_grid_thw"), 0, []
-    merged = model.config.vision_config.spatial_merge_size ** 2
+    merged = model.config.vision_config.spatial_merge_size**2
     starts = [0]
     for length in batch.document_lengths:
         place = slice(starts[-1], starts[-1] + length)
@@ -86,8 +81,8 @@ def positions_of(
 def grid_positions(
     model: Any, ids: torch.Tensor, kinds: torch.Tensor, grids: torch.Tensor | None
 ) -> tuple[torch.Tensor, int]:
-    """(positions [3, 1, T] of one document, how far its next position lies from its length). Images that lie side by side
-    without a text between would be one group to transformers; its templates write tokens around each."""
+    """(positions [3, 1, T] of one document, how far its next position lies from its length). Images side by side with
+    no token between would be one group to transformers; the templates of such families write tokens around each."""
     if grids is None or not len(grids):
         return torch.arange(ids.shape[1], device=ids.device).expand(3, 1, -1), 0
     places, deltas = model.model.get_rope_index(ids, kinds, image_grid_thw=grids)
@@ -111,7 +106,7 @@ def text_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 @dataclass(slots=True)
 class Forward:
-    """How one loaded model computes its logits. `fast` is None where the written-out layers do not serve; `why` says so.
+    """How one loaded model computes its logits. `fast` is None where the written-out layers do not serve: `why`.
 
     seen   versions of the trained weights that `fast` has its working copies of"""
 
@@ -122,7 +117,10 @@ class Forward:
     seen: tuple[int, ...] = ()
 
     @staticmethod
-    def of(model: torch.nn.Module, family: Family, placeholder_ids: frozenset[int], use_fast: bool) -> Forward:
+    def of(
+        model: torch.nn.Module, family: Family, placeholder_ids: frozenset[int], use_fast: bool, half: bool
+    ) -> Forward:
+        """`half`: products are to be computed in bfloat16."""
         forward = Forward(family, placeholder_ids)
         if not family.packs:
             forward.why = "the tokens of an image see each other both ways"
@@ -130,7 +128,7 @@ class Forward:
             forward.why = "training.fast_layers is off"
         else:
             try:
-                forward.fast = _agreeing(model)
+                forward.fast = _agreeing(model, half)
                 forward.why = "" if forward.fast else "the written-out layers give other numbers here"
             except NotCovered as reason:
                 forward.why = str(reason)
@@ -144,17 +142,26 @@ class Forward:
         places = positions_of(causal, self.family, batch, self.placeholder_ids)
         embeddings = embedded(causal, batch.input_ids, batch.media, self.placeholder_ids)
         if self.fast is not None:
-            self._refresh()
-            hidden = self.fast.hidden(
-                batch.input_ids[0], places[0] if places.ndim == 2 else places[:, 0], batch.row(), batch.positions,
-                embeddings=embeddings[0],
-            )  # fmt: skip
-            return linear_rows(hidden, self.fast.head.joint, self.fast.head.layers[0].weight)
+            return self._fast_logits(self.fast, batch, places, embeddings)
         with text_attention(causal, DOCUMENT_ATTENTION):
             hidden = causal.get_decoder()(
                 inputs_embeds=embeddings, position_ids=places, packed_row=batch.row(), use_cache=False
             ).last_hidden_state[0]
         return causal.get_output_embeddings()(hidden[batch.positions])  # type: ignore[no-any-return]
+
+    def _fast_logits(
+        self, fast: FastDecoder, batch: MediaBatch, places: torch.Tensor, embeddings: torch.Tensor
+    ) -> torch.Tensor:
+        with torch.autocast(embeddings.device.type, enabled=False):  # every product names its own type
+            self._refresh()
+            with_adapters = not any(
+                getattr(layer, "disable_adapters", False) for part in fast.projections() for layer in part.layers
+            )
+            places = places[0] if places.ndim == 2 else places[:, 0]
+            hidden = fast.hidden(
+                batch.input_ids[0], places, batch.row(), batch.positions, with_adapters, embeddings=embeddings[0]
+            )
+            return fast.head(hidden, fast.head.drawn(len(hidden), with_adapters), with_adapters)
 
     def _alone(self, causal: Any, batch: MediaBatch) -> torch.Tensor:
         """By the model's own forward pass, for one document."""
@@ -177,17 +184,12 @@ class Forward:
             self.seen = versions
 
 
-def _agreeing(model: torch.nn.Module) -> FastDecoder | None:
+def _agreeing(model: torch.nn.Module, half: bool) -> FastDecoder | None:
     causal = bare(model)
     device = next(causal.parameters()).device
-    half = torch.is_autocast_enabled(device.type) or causal.get_decoder().embed_tokens.weight.dtype != torch.float32
     decoder = FastDecoder.of(model, torch.bfloat16 if half else torch.float32)  # type: ignore[arg-type]
     size = causal.get_input_embeddings().num_embeddings
     documents = [torch.arange(3, 3 + count, device=device) * 37 % size for count in PROBE_TOKENS]
     text = causal.get_decoder()
     with text_attention(causal, "sdpa" if text._supports_sdpa else "eager"):
         return decoder if decoder.agrees(model, documents) else None  # type: ignore[arg-type]
-
-
-def packed_row(lengths: list[int], device: torch.device) -> PackedRow:
-    return PackedRow.of_documents(lengths, document_blocks(lengths), device)
