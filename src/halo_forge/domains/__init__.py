@@ -92,11 +92,18 @@ _ALL = (
 ENTRY_POINTS = "halo_forge.domains"
 
 
+def domain_names() -> list[str]:
+    """Ours and those of installed packages, none of which is loaded: a broken one must not stand in the way of help."""
+    names = [*(domain.name for domain in _ALL), *(entry.name for entry in entry_points(group=ENTRY_POINTS))]
+    return list(dict.fromkeys(names))
+
+
 @cache
 def all_domains() -> Mapping[str, Domain]:
     """Ours, and those of installed packages: each entry point of the group `halo_forge.domains` is a Domain.
 
-    Raises UsageError for one that cannot be loaded, is no Domain, or takes a name or a model type that is taken."""
+    Raises UsageError for one that cannot be loaded, is no Domain, is not called what its entry point is, or takes a
+    name or a model type that is taken."""
     found = {domain.name: domain for domain in _ALL}
     for entry in entry_points(group=ENTRY_POINTS):
         where = f"entry point {entry.name} = {entry.value}"
@@ -106,6 +113,8 @@ def all_domains() -> Mapping[str, Domain]:
             raise UsageError(f"a domain cannot be loaded: {type(error).__name__}: {error}", where=where) from error
         if not isinstance(domain, Domain):
             raise UsageError(f"this is no Domain but {type(domain).__name__}", where=where)
+        if domain.name != entry.name:
+            raise UsageError(f"the domain `{domain.name}` stands under the name `{entry.name}`", where=where)
         known_types = {model_type for other in found.values() for model_type in other.model_types}
         taken = {domain.name} & set(found) or set(domain.model_types) & known_types
         if taken:
