@@ -248,12 +248,12 @@ def test_frozen_parts_get_neither_gradient_nor_adapter(family, models):
 def test_an_image_that_the_cut_would_tear_is_refused_by_name(models, tmp_path):
     media, _, _ = opened(models("idefics3"))
     first, late = image_part(tmp_path, 1), image_part(tmp_path, 2)
-    data = Config.model_validate({"data": {"max_seq_length": 60, "overlong": "truncate"}}).data
+    data = Config.model_validate({"data": {"max_seq_length": 120, "overlong": "truncate"}}).data
     batch = media.encoder(data).encode_batch([
         row([first, "What?"], ["a " * 200]),
-        row([first, "What?"], ["a " * 30], [late, "And?"], ["b"]),
+        row([first, "What?"], ["a " * 80], [late, "And?"], ["b"]),
     ])  # fmt: skip
-    assert batch.notes[0] == ("truncated",) and len(batch.example(0, "x").input_ids) == 60
+    assert batch.notes[0] == ("truncated",) and len(batch.example(0, "x").input_ids) == 120
     assert batch.problems[1].code == "media_truncated"
 
 

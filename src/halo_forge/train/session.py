@@ -331,6 +331,7 @@ def training_fingerprint(config: Config, prepared: PreparedData, compute: Comput
             "adapter": config.adapter.model_dump(mode="json") if config.training.method == "adapter" else None,
             "precision": compute.precision,
             "device": compute.device.type,
+            **({"vision": config.vision.model_dump(mode="json")} if "media" in prepared.provenance.inputs else {}),
         }
     )
 
