@@ -11,7 +11,7 @@ from halo_forge.chat import prompt_and_reference
 from halo_forge.chat.batch_encode import EncodedBatch
 from halo_forge.chat.records import Conversation, Example, MediaKind, Medium
 from halo_forge.config.schema import Config, DataSection
-from halo_forge.domains import domain_that_reads
+from halo_forge.domains import Domain, domain_that_reads
 from halo_forge.models.inspection import read_json_object
 from halo_forge.runs import sha256_file, sha256_json
 
@@ -110,6 +110,11 @@ def media_inputs_sha256(config: Config, tokenizer: Any) -> str:
     return sha256_json([vision, *(sha256_file(file) for file in files)])
 
 
+def domain_of_model(directory: Path) -> Domain | None:
+    """The domain that opens the model in a directory; None for a model of text."""
+    return domain_that_reads(str(read_json_object(directory / "config.json").get("model_type", "")))
+
+
 def open_media(config: Config, tokenizer: Any) -> Media | None:
     """The eyes or ears of the model that a tokenizer belongs to; None where it reads text alone."""
     named = getattr(tokenizer, "name_or_path", "")
@@ -120,7 +125,7 @@ def open_media(config: Config, tokenizer: Any) -> Media | None:
         directory = directory.parent  # the tokenizer lies in a folder of its own
     if not (directory / "config.json").is_file():
         return None
-    domain = domain_that_reads(str(read_json_object(directory / "config.json").get("model_type", "")))
+    domain = domain_of_model(directory)
     if domain is None:
         return None
     module, _, function = domain.opens.partition(":")

@@ -21,8 +21,8 @@ from halo_forge.data.conversion.formats import DETECTED_ROWS, convert, detect
 from halo_forge.data.files.rows import shown_path
 from halo_forge.data.files.sources import expand_paths, read_rows
 from halo_forge.errors import DataError, RowError, UsageError
-from halo_forge.metrics import TREE_VARIABLE
 from halo_forge.media.store import settle_media
+from halo_forge.metrics import TREE_VARIABLE
 from halo_forge.runs import Notify, sha256_json, silent
 
 HOLDOUT = "holdout"
