@@ -199,8 +199,6 @@ def domain_command(name: str) -> Any:
         as_json: JsonOption = False,
         launch: Launch | None = None,
     ) -> None:
-        if not domain.available:
-            raise UsageError(domain.note or f"{name} is not available", where=f"halo-forge {name} sft")
         flags = given(
             {
                 "--model": ("model.name", model),

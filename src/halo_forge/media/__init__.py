@@ -1,1 +1,1 @@
-"""Images and sounds of rows: where their bytes are kept, and what is checked before a model sees them."""
+"""Images and sounds as bytes: where they are, and what is read of them. No torch."""

@@ -36,7 +36,7 @@ def plain_turns(conversation: Conversation) -> tuple[str, str]:
     prompt  user and tool messages, in order; before them, where there are any, the system text and the tools' JSON,
             closed by SYSTEM_END, because rows that share long instructions are no copies of each other
     answer  assistant messages, in order: reasoning, text, and name and arguments of tool calls; a document is an answer
-    An image or audio stands as one word of its kind and path: the same question about two pictures is two questions.
+    An image or audio stands as one word of its kind and content: the same question about two pictures is two questions.
     """
     instructions: list[str] = []
     prompt: list[str] = []
@@ -69,4 +69,4 @@ def _collect(message: Message, texts: list[str]) -> None:
             arguments = json.dumps(part.arguments, sort_keys=True, ensure_ascii=False, default=str)
             texts.append(f"{part.name} {arguments}")
         elif isinstance(part, MediaPart):
-            texts.append(f"{part.kind}:{part.path.replace(' ', '_')}")
+            texts.append(f"{part.kind}:{part.sha256 or part.path.replace(' ', '_')}")
