@@ -13,8 +13,8 @@ from pathlib import Path
 
 from halo_forge.errors import ModelNotFound
 from halo_forge.models.ctranslate2 import convert_whisper
-from halo_forge.models.embedded import cache_directory, converted_once
-from halo_forge.runs import Notify, sha256_file, silent
+from halo_forge.models.embedded import converted_once
+from halo_forge.runs import Notify, cache_directory, sha256_file, silent
 
 CONVERSION = 1  # part of the cache key: raise it when the conversion changes what it writes
 

@@ -44,15 +44,19 @@ MAX_KEPT_BYTES = 4 * 2**30
 
 @dataclass(slots=True)
 class KeptSounds:
-    """What one frozen encoder made of sounds: sha256 of the bytes -> [F, width]. Empty and off until `configure`."""
+    """What one frozen encoder made of sounds: sha256 of the bytes -> [F, width]."""
 
-    on: bool = False
+    encoder: torch.nn.Module | None = None
     outputs: dict[bytes, torch.Tensor] = field(default_factory=dict)
     num_bytes: int = 0
 
+    def belong_to(self, encoder: torch.nn.Module) -> None:
+        if self.encoder is not encoder:
+            self.encoder, self.outputs, self.num_bytes = encoder, {}, 0
+
     def keep(self, name: bytes, output: torch.Tensor) -> None:
         size = output.numel() * output.element_size()
-        if self.on and self.num_bytes + size <= MAX_KEPT_BYTES:
+        if self.num_bytes + size <= MAX_KEPT_BYTES:
             self.outputs[name], self.num_bytes = output, self.num_bytes + size
 
 
@@ -117,9 +121,16 @@ class WhisperMedia:
     packs: bool = True
     attention: str = "transcript"
     reads_text: bool = False
+    counts_documents: bool = True
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "kept": KeptSounds()}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides examples beside rows, data settings and tokenizer."""
+        told = {name: getattr(self.audio, name) for name in ("language", "task", "timestamps")}
+        return {**told, "rate": self.maker.rate, "seconds": self.maker.max_seconds, "tokens": self.transcripts.max_tokens}
 
     def encoder(self, data: DataSection, train_on: Any = None) -> SpeechEncoder:
         return SpeechEncoder(self.transcripts, self.maker)
@@ -182,7 +193,11 @@ class WhisperMedia:
         if self.audio.freeze_encoder:
             for parameter in speech_model(model).model.encoder.parameters():
                 parameter.requires_grad_(False)
-        self.kept.on = self.audio.freeze_encoder and self.audio.keep_encoder_output and not self.audio.augmentation
+
+    def _keeps(self, encoder: torch.nn.Module) -> bool:
+        """Whether what this encoder makes of a sound stays as it is."""
+        wanted = self.audio.freeze_encoder and self.audio.keep_encoder_output and not self.audio.augmentation
+        return wanted and not any(parameter.requires_grad for parameter in encoder.parameters())
 
     def logits(self, model: torch.nn.Module, batch: MediaBatch) -> torch.Tensor:
         whisper = speech_model(model)
@@ -203,9 +218,11 @@ class WhisperMedia:
             shape = (len(batch.document_lengths), self._num_frames(whisper), whisper.config.d_model)
             return torch.zeros(shape, device=batch.input_ids.device, dtype=whisper.dtype)
         features, rows = batch.media["input_features"].to(whisper.dtype), batch.media["feature_row"]
-        if not self.kept.on:
-            encoded = whisper.model.encoder(features).last_hidden_state
+        encoder = whisper.model.encoder
+        if not self._keeps(encoder):
+            encoded = encoder(features).last_hidden_state
             return encoded if encoded.shape[0] == len(rows) else encoded[rows]
+        self.kept.belong_to(encoder)
         return torch.stack([
             self._heard_once(whisper, name.tobytes(), features, row)
             for name, row in zip(batch.media["sound_name"].cpu().numpy(), rows.tolist(), strict=True)
