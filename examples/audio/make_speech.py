@@ -20,8 +20,8 @@ VOICES = ("en-us", "en-gb", "en-us+f3", "en-gb+m3")
 PEOPLE = ("The gardener", "My cousin", "An old sailor", "The librarian", "A tired nurse", "The young baker",
           "Our teacher", "The postman", "A quiet farmer", "The station master")  # fmt: skip
 DEEDS = ("carried", "repaired", "painted", "found", "forgot", "borrowed", "weighed", "washed", "measured", "sold")
-THINGS = ("a wooden ladder", "two copper kettles", "the broken lantern", "a basket of plums", "seven wool blankets",
-          "the heavy toolbox", "a jar of honey", "the brass telescope", "an empty bucket", "three leather boots")  # fmt: skip
+THINGS = ("a ladder", "two copper kettles", "the broken lantern", "a basket of plums", "wool blankets",
+          "the toolbox", "a jar of honey", "the brass telescope", "an empty bucket", "three leather boots")  # fmt: skip
 PLACES = ("behind the mill", "near the lighthouse", "under the bridge", "at the market", "beside the orchard",
           "in the cellar", "on the platform", "along the canal")  # fmt: skip
 TIMES = ("before sunrise", "on Tuesday", "after the storm", "last winter", "during the festival", "in the evening")

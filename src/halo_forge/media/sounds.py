@@ -128,7 +128,8 @@ def checked_mono(frames: npt.NDArray[np.floating[Any]]) -> Samples:
     peak = float(np.abs(frames).max())
     if peak > MAX_PEAK:
         raise RowError("audio_broken", f"samples up to {peak:.0f} where full scale is 1: integers called floats")
-    return frames.mean(axis=1, dtype=np.float64).astype(np.float32)
+    mean: Samples = frames.mean(axis=1, dtype=np.float64).astype(np.float32)
+    return mean
 
 
 def _at_rate(samples: Samples, rate: int, wanted: int) -> Samples:

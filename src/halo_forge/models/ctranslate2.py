@@ -113,8 +113,10 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _model_config(variables: dict[str, np.ndarray], special: dict[str, int]) -> dict[str, Any]:
     vocab_size, width = variables["decoder/embeddings/weight"].shape
-    layers = {side: len({name.split("/")[1] for name in variables if name.startswith(f"{side}/layer_")} - {"layer_norm"})
-              for side in ("encoder", "decoder")}  # fmt: skip
+    blocks = {tuple(name.split("/")[:2]) for name in variables if "/layer_" in name}
+    layers = {
+        side: sum(of == side and block != "layer_norm" for of, block in blocks) for side in ("encoder", "decoder")
+    }
     return {
         "architectures": ["WhisperForConditionalGeneration"],
         "model_type": "whisper",

@@ -112,4 +112,3 @@ def with_sounds(messages: Sequence[Message], value: Mapping[str, Any]) -> list[M
 
 def _is_open(part: Part) -> bool:
     return isinstance(part, MediaPart) and part.kind == "audio" and not part.path
-

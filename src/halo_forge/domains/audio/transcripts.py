@@ -3,12 +3,13 @@
     English-only   <|startoftranscript|> [<|notimestamps|>] text <|endoftext|>
     multilingual   <|startoftranscript|> <|en|> <|transcribe|> [<|notimestamps|>] text <|endoftext|>
 
-The ids are those of the tokenizer's own `tokenizer(text)` after `set_prefix_tokens`. The prefix is told to the model when
-it transcribes, so it is not trained; text and end are.
+The ids are those of the tokenizer's own `tokenizer(text)` after `set_prefix_tokens`. The prefix is told to the model
+when it transcribes, so it is not trained; text and end are.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -92,7 +93,7 @@ def check_times(times: list[float], pieces: list[str]) -> None:
         raise RowError("audio_times", "audio.timestamps is on, and the text has no <|0.00|>")
     if len(times) % 2 or pieces[0].strip() or any(piece.strip() for piece in pieces[4::4]):
         raise RowError("audio_times", "times stand in pairs, one before and one after each piece of text")
-    if any(late < early for early, late in zip(times, times[1:], strict=False)) or times[-1] > LAST_TIME_S:
+    if any(late < early for early, late in itertools.pairwise(times)) or times[-1] > LAST_TIME_S:
         raise RowError("audio_times", f"times rise from 0.00 to at most {LAST_TIME_S:.2f}")
     if any(abs(time / TIME_STEP_S - round(time / TIME_STEP_S)) > 1e-6 for time in times):
         raise RowError("audio_times", f"times are multiples of {TIME_STEP_S}")
@@ -159,7 +160,9 @@ def sound_and_text(conversation: Conversation) -> tuple[MediaPart, Message]:
     if len(sounds) != 1:
         raise RowError("audio_missing" if not sounds else "audio_several", f"{len(sounds)} sounds; a row has one")
     if len(answers) != 1:
-        raise RowError("no_assistant_turn" if not answers else "audio_several", f"{len(answers)} transcripts of one sound")
+        raise RowError(
+            "no_assistant_turn" if not answers else "audio_several", f"{len(answers)} transcripts of one sound"
+        )
     if any(isinstance(part, MediaPart) for part in answers[0].parts):
         raise RowError("media_unsupported", "the sound stands in the answer")
     asked = [m for m in conversation.messages if m.role != "assistant" and m.text.strip()]

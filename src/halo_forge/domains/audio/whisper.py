@@ -130,7 +130,12 @@ class WhisperMedia:
     def settings(self) -> dict[str, Any]:
         """What decides examples beside rows, data settings and tokenizer."""
         told = {name: getattr(self.audio, name) for name in ("language", "task", "timestamps")}
-        return {**told, "rate": self.maker.rate, "seconds": self.maker.max_seconds, "tokens": self.transcripts.max_tokens}
+        return {
+            **told,
+            "rate": self.maker.rate,
+            "seconds": self.maker.max_seconds,
+            "tokens": self.transcripts.max_tokens,
+        }
 
     def encoder(self, data: DataSection, train_on: Any = None) -> SpeechEncoder:
         return SpeechEncoder(self.transcripts, self.maker)
