@@ -33,7 +33,7 @@ def asked(*parts):
 
 SPELLINGS = {
     "LLaVA": (
-        {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A"}]},
+        {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "."}]},
         [("a.png",), "\nWhat?"],
     ),
     "markers in a column's order": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +14,6 @@ from halo_forge.chat.records import Conversation, Example, MediaKind, Medium
 from halo_forge.config.schema import Config, DataSection
 from halo_forge.domains import Domain, domain_that_reads
 from halo_forge.models.inspection import read_json_object
-from halo_forge.runs import sha256_file, sha256_json
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +91,25 @@ class Media(Protocol):
         """The processor's files, beside the tokenizer's, so that the model can be used without this program."""
 
 
+def inputs_of_step(media: Media, step: int) -> Callable[[Sequence[Example]], dict[str, torch.Tensor]]:
+    """`media.inputs` as one optimizer step reads them: a domain that changes its media while training (augmentation)
+    has `training_inputs(examples, step)`, a pure function of both."""
+    changed = getattr(media, "training_inputs", None)
+    return partial(changed, step=step) if changed is not None else media.inputs
+
+
+def counts_documents(media: Media | None) -> bool:
+    """Whether a micro-batch is per_device_train_batch_size documents whatever their tokens, because what a document
+    costs is its image or sound (a domain's own `counts_documents`)."""
+    return bool(getattr(media, "counts_documents", False))
+
+
+def settings_of(media: Media | None) -> dict[str, Any]:
+    """What else than rows, `data` and tokenizer decides the examples: a domain's own `settings`, as JSON."""
+    found: dict[str, Any] = getattr(media, "settings", {}) if media is not None else {}
+    return found
+
+
 def question_of(
     conversation: Conversation, tokenizer: Any, media: Media | None
 ) -> tuple[list[int], str, list[int], tuple[Medium, ...]]:
@@ -100,14 +119,6 @@ def question_of(
 
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-
-
-def media_inputs_sha256(config: Config, tokenizer: Any) -> str:
-    """Hash of what prepared rows with media depend on beside the tokenizer: the processor, and how media are read."""
-    directory = Path(getattr(tokenizer, "name_or_path", ""))
-    files = [directory / name for name in PROCESSOR_FILES if (directory / name).is_file()]
-    vision = config.vision.model_dump(mode="json", exclude={"freeze"})
-    return sha256_json([vision, *(sha256_file(file) for file in files)])
 
 
 def domain_of_model(directory: Path) -> Domain | None:

@@ -1,8 +1,8 @@
-"""Images and sounds of a row: found in its columns and put where they belong in its messages.
+"""Images of a row: found in its columns and put where they belong in its messages (sounds: speech_rows.py).
 
     a part that names its file          {"type": "image", "path": ...}, image_url, input_audio, ...: there
     parts without a name, and a column  the column's media in their order
-    markers and a column                LLaVA's way: each `<image>` (`<audio>`) of the text becomes the next one
+    markers and a column                LLaVA's way: each `<image>` of the text becomes the next one
     a column alone                      before the first user's text
 
 Nothing is opened here: what a name stands for, and whether it may be read, media/store.py finds out.
@@ -18,15 +18,13 @@ from halo_forge.chat.records import MediaKind, MediaPart, Message, Part, TextPar
 from halo_forge.data.conversion.content_parts import MEDIA_COLUMNS, media_path
 from halo_forge.errors import RowError
 
-MARKERS: Mapping[MediaKind, str] = {"image": "<image>", "audio": "<audio>"}
+MARKERS: Mapping[MediaKind, str] = {"image": "<image>"}
 
 
-def with_media(messages: list[Message], value: Mapping[str, Any], fixes: set[str]) -> list[Message]:
-    """The messages with every medium of the row's columns at its place. Raises RowError media_count_mismatch,
+def with_images(messages: list[Message], value: Mapping[str, Any], fixes: set[str]) -> list[Message]:
+    """The messages with every image of the row's columns at its place. Raises RowError media_count_mismatch,
     media_missing, media_unsupported."""
-    for kind in MARKERS:
-        messages = _placed(messages, kind, _column(value, kind), fixes)
-    return messages
+    return _placed(messages, "image", _column(value, "image"), fixes)
 
 
 def _column(value: Mapping[str, Any], kind: MediaKind) -> list[str]:

@@ -27,6 +27,7 @@ from halo_forge.domains.vlm.forward import DOCUMENT_ATTENTION, Forward, bare
 from halo_forge.models.adapters import freeze
 from halo_forge.models.forward import keep_going
 from halo_forge.models.generate import Generation, Prompt
+from halo_forge.runs import sha256_file
 
 COPIED_FILES = (*PROCESSOR_FILES, "video_preprocessor_config.json", "chat_template.jinja", "chat_template.json")
 
@@ -71,6 +72,13 @@ class Vision:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.eyes, self.tokenizer, self.section, self.use_fast = state
         self.kind, self.reads_text, self.forwards, self._known = "image", True, WeakKeyDictionary(), None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides examples beside rows, data settings and tokenizer."""
+        files = [self.eyes.directory / name for name in PROCESSOR_FILES]
+        processor = {file.name: sha256_file(file) for file in files if file.is_file()}
+        return {"max_pixels": self.section.max_pixels, **processor}
 
     @property
     def packs(self) -> bool:
