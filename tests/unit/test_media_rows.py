@@ -33,7 +33,10 @@ def asked(*parts):
 
 SPELLINGS = {
     "LLaVA": (
-        {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "."}]},
+        {
+            "image": "a.png",
+            "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A box."}],
+        },
         [("a.png",), "\nWhat?"],
     ),
     "markers in a column's order": (
