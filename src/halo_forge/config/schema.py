@@ -18,6 +18,7 @@ from halo_forge.config.judge_section import JudgeSection
 from halo_forge.config.learning_rates import default_learning_rate
 from halo_forge.config.monitor_section import MonitorSection
 from halo_forge.config.section import Fraction, PositiveInt, Section
+from halo_forge.config.vision_section import VisionSection
 
 RowFormat = Literal[
     "auto", "messages", "sharegpt", "instruction", "prompt_completion", "question_answer", "query_response", "text",
@@ -341,6 +342,7 @@ class Config(Section):
     lora: LoraSection = LoraSection()
     adapter: AdapterSection = AdapterSection()
     audio: AudioSection = AudioSection()
+    vision: VisionSection = VisionSection()
     output: OutputSection = OutputSection()
     evaluation: EvaluationSection = EvaluationSection()
     judge: JudgeSection = JudgeSection()

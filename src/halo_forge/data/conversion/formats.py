@@ -35,7 +35,8 @@ from halo_forge.config.schema import RowFormat
 from halo_forge.data.conversion.content_parts import media_column, refused_media
 from halo_forge.data.conversion.conversation_shapes import LIST_COLUMNS, row_messages
 from halo_forge.data.conversion.identity import content_sha256, prompt_key
-from halo_forge.data.conversion.speech_rows import NAMING, TRANSCRIPTS, is_speech_row, with_sounds
+from halo_forge.data.conversion.media import with_media
+from halo_forge.data.conversion.speech_rows import NAMING, TRANSCRIPTS, is_speech_row
 from halo_forge.data.conversion.tool_calls import row_tools
 from halo_forge.data.conversion.turns import chat_message, ordered_turns
 from halo_forge.data.files.rows import Row
@@ -247,7 +248,7 @@ def convert(
     if not media:
         _refuse_media(messages)
     elif format != "speech":
-        messages = with_sounds(messages, value)
+        messages = with_media(messages, value, fixes)
     is_document = messages[0].role == "document"
     turns = tuple(messages) if is_document else ordered_turns(messages, fixes)
     key = prompt_key(turns)
