@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from halo_forge.evaluate.retention import (
     measure_retention,
 )
 from halo_forge.evaluate.score import Scored, score_items
+from halo_forge.evaluate.self_consistency import sample_answers
 from halo_forge.evaluate.slices import slice_items
 from halo_forge.evaluate.statistics import Resampling
 from halo_forge.evaluate.suites.stage import compare_suites, split_measured, suite_questions, write_suite_answers
@@ -162,9 +164,11 @@ def _measure_both(
     with memory_told_in_words():
         with models.base() as model:
             base = measure_model(model, "base", items, how)
+            base = replace(base, samples=sample_answers(model, "base", items, base.cache, how))
             said = base_predictions(model, texts, base.cache, how) if texts else None
         with models.tuned() as model:
             tuned = measure_model(model, "tuned", items, how)
+            tuned = replace(tuned, samples=sample_answers(model, "tuned", items, tuned.cache, how))
             general = measure_retention(model, texts, said, tuned.cache, how) if said else None
     return base, tuned, general
 
