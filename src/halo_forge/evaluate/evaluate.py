@@ -55,6 +55,7 @@ from halo_forge.runs import (
     write_json,
 )
 from halo_forge.suites.suite import load_suites
+from halo_forge.texts.final_answers import final_number
 from halo_forge.texts.json_schema import load_schema
 
 REPORT, ANSWERS, FLIPS, CACHE = "eval/report.json", "eval/answers.jsonl", "eval/flips.jsonl", "eval/cache"
@@ -243,8 +244,8 @@ def _answer_lines(items: Sequence[Item], base: Measured, tuned: Measured, scored
             "prompt": item.prompt_text,
             "reference": item.reference,
             "slices": dict(item.labels),
-            "base": _answer_record(base_answer, _item_scores(index, base, scored.base)),
-            "tuned": _answer_record(tuned_answer, _item_scores(index, tuned, scored.tuned)),
+            "base": _answer_record(base_answer, _item_scores(index, base, scored.base)) | _sampled(index, base),
+            "tuned": _answer_record(tuned_answer, _item_scores(index, tuned, scored.tuned)) | _sampled(index, tuned),
         }
         lines.append(_json_line(line))
     return "".join(lines)
@@ -272,6 +273,14 @@ def _item_scores(index: int, measured: Measured, scores: dict[str, Any]) -> dict
 
 def _answer_record(answer: Answer, scores: dict[str, float]) -> dict[str, Any]:
     return {"text": answer.text, "stopped": answer.stopped, "num_tokens": answer.num_tokens, "scores": scores}
+
+
+def _sampled(index: int, measured: Measured) -> dict[str, Any]:
+    """The final numbers of an item's samples, null for a sample without one."""
+    texts = measured.samples[index] if measured.samples else ()
+    return (
+        {"samples": [None if said is None else str(said.value) for said in map(final_number, texts)]} if texts else {}
+    )
 
 
 def _forget_other_caches(how: Measuring, used: set[Path]) -> None:

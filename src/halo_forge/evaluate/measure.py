@@ -28,8 +28,8 @@ MAX_TOKENS_PER_BATCH_ON_GPU = 16384
 @dataclass(frozen=True, slots=True)
 class Measured:
     """nll_sums and num_tokens [N]: nats and count of the reference answer's tokens (nan and 0 where an item has no
-    example). answers [N]: None where an item has no prompt. cache: the file that holds all of it. samples [N]: the texts
-    of self_consistency.py, [] without them."""
+    example). answers [N]: None where an item has no prompt. cache: the file that holds all of it. samples [N]: the
+    texts of self_consistency.py, [] without them."""
 
     nll_sums: npt.NDArray[np.float64]
     num_tokens: npt.NDArray[np.int64]

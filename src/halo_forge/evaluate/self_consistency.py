@@ -85,14 +85,16 @@ def _draw_key(key: str, number: int) -> str:
 def majority(texts: Sequence[str]) -> Number | None:
     """The final number of most texts, however each writes it; of equally many the one that was said first. None where
     no text has a number."""
-    groups: list[tuple[Number, int]] = []
-    for text in texts:
-        said = final_number(text)
-        if said is None:
-            continue
-        place = next((at for at, (number, _) in enumerate(groups) if same_number(number, said)), len(groups))
-        groups[place : place + 1] = [(groups[place][0], groups[place][1] + 1) if place < len(groups) else (said, 1)]
-    return max(groups, key=lambda group: group[1])[0] if groups else None
+    numbers: list[Number] = []
+    votes: list[int] = []
+    for said in map(final_number, texts):
+        place = next((at for at, number in enumerate(numbers) if said is not None and same_number(number, said)), None)
+        if place is not None:
+            votes[place] += 1
+        elif said is not None:
+            numbers.append(said)
+            votes.append(1)
+    return numbers[votes.index(max(votes))] if votes else None
 
 
 def score_votes(items: Sequence[Item], base: Measured, tuned: Measured) -> VoteScores:

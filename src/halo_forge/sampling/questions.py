@@ -113,6 +113,13 @@ def _asked(row: Row, answered: bool, row_format: RowFormat, system_prompt: str |
     return Asked(conversation=conversation, key=question_key(conversation), answered=answered)
 
 
+def asking_as_trained(asked: Asked | str, data: DataSection) -> Asked | str:
+    """A prompt with the instruction that the run's own questions carry (data.final_answer). Its key stays."""
+    if isinstance(asked, str) or data.final_answer == "keep" or not data.answer_instruction:
+        return asked
+    return replace(asked, conversation=with_instruction(asked.conversation, data.final_answer, asks_all=True))
+
+
 def prompts_of_split(run: RunDirectory, prepared: PreparedData, split: SplitName) -> Iterator[Asked | str]:
     """Each row of a run's split as a prompt."""
     for conversation in split_rows(run, prepared, split):

@@ -29,6 +29,7 @@ from halo_forge.sampling.questions import (
     Asked,
     Asking,
     choose_prompts,
+    asking_as_trained,
     prompts_of_files,
     prompts_of_split,
     question_key,
@@ -176,6 +177,8 @@ def chosen_prompts(
     found: Iterator[Asked | str]
     if request.prompts:
         found = prompts_of_files(request.prompts, request.row_format, system, notify)
+        if run is not None:
+            found = (asking_as_trained(item, run.config.data) for item in found)
     else:
         assert run is not None
         found = prompts_of_split(run.directory, run.prepared, request.split)

@@ -134,17 +134,20 @@ def with_convention(text: str, convention: Convention) -> str:
 
     Its other marks must give the same answer (see `same_answer`): they are taken out, boxes leave their content.
     """
+    start = thought_length(text)
+    start += len(text[start:]) - len(text[start:].lstrip()) if start else 0
+    head, said = text[:start], text[start:]
     for _ in range(MAX_PASSES):
-        answers = final_answers(text)
-        if not answers or (len(answers) == 1 and ends_in(text, convention)):
+        answers = final_answers(said)
+        if not answers or (len(answers) == 1 and ends_in(said, convention)):
             break
-        body = text
+        body = said
         for answer in reversed(answers):
-            start, end, left = _extent(body, answer)
-            body = body[:start] + left + body[end:]
+            first, end, left = _extent(body, answer)
+            body = body[:first] + left + body[end:]
         body = _EMPTY_MATHS.sub("", body).rstrip().lstrip("\n")
-        text = f"{body}{chr(10) if body else ''}{FORMS[convention].format(answers[-1].text)}"
-    return text
+        said = f"{body}{chr(10) if body else ''}{FORMS[convention].format(answers[-1].text)}"
+    return head + said
 
 
 def without_annotations(text: str) -> str:
@@ -221,7 +224,7 @@ def _extent(text: str, answer: FinalAnswer) -> tuple[int, int, str]:
     """(start, end) of what is taken out with a mark, and what is left in its place: the sentence that says it, its line
     where nothing else stands there; a box among other words leaves its content."""
     start, end = answer.start, answer.end
-    line = max(text.rfind("\n", 0, start) + 1, thought_length(text))
+    line = text.rfind("\n", 0, start) + 1
     closing = _CLOSING.match(text, end)
     closed = end + len(closing[0].partition("\n")[0]) if closing is not None else end
     is_whole_line = not text[line:start].strip(" $([\\*") and text[closed : closed + 1] in ("", "\n")

@@ -85,8 +85,10 @@ def test_rewriting_into_hashes(text: str, expected: str) -> None:
 WORDS = st.text(alphabet="abc xyz.,=+123$\n", max_size=40)
 
 
-@given(WORDS, st.sampled_from(CONVENTIONS), st.sampled_from(["18", "-3.5", "\\frac{1}{2}", "x^2+1", "18 apples"]), WORDS,
-       st.sampled_from(CONVENTIONS))  # fmt: skip
+ANSWERS = st.sampled_from(["18", "-3.5", "\\frac{1}{2}", "x^2+1", "18 apples"])
+
+
+@given(WORDS, st.sampled_from(CONVENTIONS), ANSWERS, WORDS, st.sampled_from(CONVENTIONS))
 def test_every_convention_becomes_every_other(
     before: str, given_in: Convention, answer: str, after: str, wanted: Convention
 ) -> None:
