@@ -44,6 +44,15 @@ def silent(event: str, fields: Mapping[str, Any]) -> None:
     """The default `notify`."""
 
 
+def cache_directory() -> Path:
+    """$HALO_FORGE_CACHE, or halo-forge/ in $XDG_CACHE_HOME, or ~/.cache/halo-forge."""
+    own = os.environ.get("HALO_FORGE_CACHE")
+    if own:
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "halo-forge"
+
+
 def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

@@ -180,8 +180,6 @@ def domain_command(name: str) -> Any:
     """The `sft` command of one domain: the same training with the domain's defaults."""
     from halo_forge.domains import get_domain
 
-    domain = get_domain(name)
-
     @told_in_words
     @with_processes
     def sft(
@@ -199,8 +197,7 @@ def domain_command(name: str) -> Any:
         as_json: JsonOption = False,
         launch: Launch | None = None,
     ) -> None:
-        if not domain.available:
-            raise UsageError(domain.note or f"{name} is not available", where=f"halo-forge {name} sft")
+        domain = get_domain(name)
         flags = given(
             {
                 "--model": ("model.name", model),
@@ -214,7 +211,9 @@ def domain_command(name: str) -> Any:
         resolved = load_config(config, overrides=overrides or (), flags=flags, preset=domain.defaults, preset_name=name)
         execute(resolved, "gate", How(resume=resume, fresh=fresh, dry_run=dry_run, as_json=as_json, launch=launch))
 
-    sft.__doc__ = f"Fine-tune with the {domain.title} defaults.\n\n{domain.note}"
+    sft.__doc__ = (
+        f"Fine-tune with the defaults of the {name} domain.\n\n`halo-forge domains` says what it reads and trains."
+    )
     return sft
 
 

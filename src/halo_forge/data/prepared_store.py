@@ -18,7 +18,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from halo_forge.runs import Notify, sha256_file, sha256_json
+from halo_forge.runs import Notify, cache_directory, sha256_file, sha256_json
 
 MANIFEST = "manifest.json"
 MAX_SETS = 12
@@ -34,8 +34,6 @@ def store_directory() -> Path:
     named = os.environ.get("HALO_FORGE_PREPARED")
     if named:
         return Path(named).expanduser()
-    from halo_forge.models.embedded import cache_directory
-
     return cache_directory() / "prepared"
 
 

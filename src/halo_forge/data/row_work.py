@@ -8,13 +8,15 @@ all rows (duplicates, splits, the mix) is decided afterwards from the parts' col
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from halo_forge.chat.records import Conversation
+from halo_forge.chat.records import Conversation, MediaKind, Medium
 from halo_forge.config.schema import DataSection, RowAction, RowFormat
 from halo_forge.data.conversion.formats import Converted, convert
 from halo_forge.data.conversion.identity import conversation_id
@@ -28,12 +30,13 @@ from halo_forge.data.rules.quality import Inspector
 from halo_forge.data.rules.quality_rules import RULE
 from halo_forge.data.split import row_label
 from halo_forge.errors import RowError
+from halo_forge.media.store import has_media, media_parts, settle_media
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from halo_forge.chat import ChatEncoder
     from halo_forge.data.overlap.contamination import BenchmarkIndex, Hit
+    from halo_forge.domains.media import Encoder, Media
 
 ENCODER_FLAGS = frozenset({"merged_boundary"})
 """Notes of the encoder that change nothing about what is said; its others (text left out, cut, respelled) do."""
@@ -58,12 +61,14 @@ class RowSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkOrder:
-    """Everything that rows are worked on with; picklable. Without a tokenizer rows are checked, not encoded."""
+    """Everything that rows are worked on with; picklable. Without a tokenizer rows are checked, not encoded; without
+    media (eyes or ears of the model) rows with an image or audio are refused."""
 
     data: DataSection
     actions: Mapping[str, RowAction]
     benchmarks: BenchmarkIndex | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    media: Media | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,6 +93,7 @@ class Draft:
     style: int = 0
     ids: np.ndarray | None = None
     weights: np.ndarray | None = None
+    media: tuple[Medium, ...] = ()
 
 
 class RowWorker:
@@ -96,8 +102,10 @@ class RowWorker:
     def __init__(self, order: WorkOrder) -> None:
         self.order = order
         self.inspector = Inspector(order.actions, order.data.languages)
-        self.encoder: ChatEncoder | None = None
-        if order.tokenizer is not None:
+        self.encoder: Encoder | None = None
+        if order.media is not None:
+            self.encoder = order.media.encoder(order.data)
+        elif order.tokenizer is not None:
             from halo_forge.chat import ChatEncoder
 
             data = order.data
@@ -135,7 +143,10 @@ class RowWorker:
             return draft
         data = self.order.data
         try:
-            converted = convert(row, source.format, data.system_prompt, mixed=source.mixed)
+            media = self.order.media
+            converted = convert(row, source.format, data.system_prompt, mixed=source.mixed, media=media is not None)
+            if media is not None and has_media(converted.conversation):
+                converted = _with_media(converted, row, media.kind)
             draft.group, draft.stratum = (
                 row_label(row.value or {}, name, source.label) if name else None
                 for name in (data.split_by, data.stratify_by)
@@ -206,9 +217,23 @@ class RowWorker:
                 continue
             place = slice(int(batch.starts[at]), int(batch.starts[at + 1]))
             draft.ids, draft.weights = batch.ids[place], batch.loss_weights[place]
+            draft.media = batch.media.get(at, ())
         for at, notes in batch.notes.items():
             drafts[at].flags += tuple(note for note in notes if note in ENCODER_FLAGS)
             drafts[at].fixes += tuple(note for note in notes if note not in ENCODER_FLAGS)
+
+
+def _with_media(converted: Converted, row: Row, kind: MediaKind) -> Converted:
+    """With every image or sound of the row found and named by its content: the same question about two pictures is two
+    questions, and the same picture under two names is one. Raises RowError."""
+    for part in media_parts(converted.conversation.messages):
+        if part.kind != kind:
+            raise RowError("media_unsupported", f"the row holds {part.kind}, and the model reads {kind}")
+    settled = settle_media(converted.conversation, Path(row.path).parent)
+    first_answer = next((at for at, turn in enumerate(settled.messages) if turn.role == "assistant"), None)
+    asked = [converted.prompt_key, *(part.sha256 for part in media_parts(settled.messages[:first_answer]))]
+    key = hashlib.sha256(" ".join(asked).encode()).hexdigest()
+    return replace(converted, conversation=replace(settled, id=conversation_id(settled)), prompt_key=key)
 
 
 def _is_compared(source: RowSource) -> bool:

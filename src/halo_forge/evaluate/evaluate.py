@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from halo_forge.artifacts import Comparison, EvalReport, PreparedData, TrainedModel
 from halo_forge.config.schema import Config
+from halo_forge.domains.media import open_media
 from halo_forge.errors import OutOfMemory
 from halo_forge.evaluate.answer_cache import forget_oldest, shared_directory
 from halo_forge.evaluate.baseline import baseline_metrics
@@ -91,12 +92,12 @@ def evaluate(
         report = report.model_copy(update={"comparisons": _nothing_compared(config, own)})
         run.file(SCORES).unlink(missing_ok=True)
         return _write(config, run, trained, report, ("", ""), start)
-    asked = conversations_to_items(conversations, config, prepared, tokenizer)
+    how = _measuring(config, run, trained, tokenizer, notify, check)
+    asked = conversations_to_items(conversations, config, prepared, tokenizer, how.media)
     questions = suite_questions(suites, tokenizer, prepared.max_seq_length)
     items = asked.items
     for note in (*asked.notes, *questions.notes):
         notify("note", {"text": note})
-    how = _measuring(config, run, trained, tokenizer, notify, check)
     both = _measure_both(models, [*items, *questions.questions], prepared, how)
     (base, base_said), (tuned, tuned_said) = (split_measured(measured, len(items)) for measured in both[:2])
     general, wanted = both[2], _wanted_metrics(config)
@@ -155,13 +156,15 @@ def _measuring(
         shared_cache=shared_directory(otherwise=run.file(CACHE)),
         notify=notify,
         check=check,
+        media=open_media(config, tokenizer),
     )
 
 
 def _measure_both(
     models: ModelPair, items: Sequence[Item], prepared: PreparedData, how: Measuring
 ) -> tuple[Measured, Measured, Retention | None]:
-    texts = general_examples(how.tokenizer, prepared.max_seq_length)
+    reads_text = how.media is None or how.media.reads_text
+    texts = general_examples(how.tokenizer, prepared.max_seq_length) if reads_text else []
     with memory_told_in_words():
         with models.base() as model:
             base = measure_model(model, "base", items, how)

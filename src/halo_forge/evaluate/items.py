@@ -10,8 +10,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from halo_forge.artifacts import PreparedData, SplitReport
-from halo_forge.chat import ChatEncoder, Conversation, Example, prompt_and_reference, read_conversations
+from halo_forge.chat import ChatEncoder, Conversation, Example, read_conversations
 from halo_forge.config.schema import Config
+from halo_forge.domains.media import Encoder, Media, question_of
 from halo_forge.errors import DataError, RowError
 from halo_forge.models.generate import Prompt
 from halo_forge.runs import RunDirectory, sha256_file
@@ -75,27 +76,34 @@ def check_unchanged(run: RunDirectory, split: SplitReport) -> None:
 
 
 def conversations_to_items(
-    conversations: Sequence[Conversation], config: Config, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase
+    conversations: Sequence[Conversation],
+    config: Config,
+    prepared: PreparedData,
+    tokenizer: PreTrainedTokenizerBase,
+    media: Media | None = None,
 ) -> Asked:
     """One item per row, in order.
 
     The likelihood counts the last answer of each row (all of a plain text). When evaluation.max_prompts cuts the rows
     that are answered, the ones with the smallest content hash are taken: the same ones in any order of the file.
     """
-    encoder = ChatEncoder(
-        tokenizer,
-        max_seq_length=prepared.max_seq_length,
-        train_on="last_assistant",
-        overlong="truncate" if config.data.overlong == "truncate" else "drop",
-    )
     lost: Counter[str] = Counter()
-    examples = [_example(conversation, encoder, lost) for conversation in conversations]
+    if media is None:
+        encoder = ChatEncoder(
+            tokenizer,
+            max_seq_length=prepared.max_seq_length,
+            train_on="last_assistant",
+            overlong="truncate" if config.data.overlong == "truncate" else "drop",
+        )
+        examples = [_example(conversation, encoder, lost) for conversation in conversations]
+    else:
+        examples = _examples_with_media(conversations, media.encoder(config.data, "last_assistant"), lost)
     asked = [index for index, row in enumerate(conversations) if row.messages[0].role != "document"]
     asked.sort(key=lambda index: conversations[index].id)
     chosen = set(asked[: config.evaluation.max_prompts])
     items = []
     for index, conversation in enumerate(conversations):
-        question = _question(conversation, tokenizer, lost) if index in chosen else None
+        question = _question(conversation, tokenizer, media, lost) if index in chosen else None
         prompt, reference = question or (None, "")
         items.append(
             Item(
@@ -127,12 +135,20 @@ def _example(conversation: Conversation, encoder: ChatEncoder, lost: Counter[str
         return None
 
 
+def _examples_with_media(
+    conversations: Sequence[Conversation], encoder: Encoder, lost: Counter[str]
+) -> list[Example | None]:
+    encoded = encoder.encode_batch(conversations)
+    lost.update(f"likelihood ({problem.code})" for problem in encoded.problems.values())
+    return [encoded.example(row, conversation.id) for row, conversation in enumerate(conversations)]
+
+
 def _question(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, lost: Counter[str]
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, media: Media | None, lost: Counter[str]
 ) -> tuple[Prompt, str] | None:
     try:
-        token_ids, reference, stop_token_ids = prompt_and_reference(conversation, tokenizer)
+        token_ids, reference, stop_token_ids, seen = question_of(conversation, tokenizer, media)
     except RowError as error:
         lost[f"answer ({error.code})"] += 1
         return None
-    return Prompt(tuple(token_ids), frozenset(stop_token_ids)), reference
+    return Prompt(tuple(token_ids), frozenset(stop_token_ids), media=seen), reference

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from halo_forge.config.schema import EvaluationSection
+from halo_forge.domains.media import Media
 from halo_forge.evaluate.answer_cache import AnswerCache, cache_name, example_key, prompt_key
 from halo_forge.evaluate.heldout import answer_nll
 from halo_forge.evaluate.items import Item, decode
@@ -51,6 +52,7 @@ class Measuring:
     shared_cache: Path
     notify: Notify
     check: Callable[[], None]
+    media: Media | None = None
 
 
 def measure_model(
@@ -89,6 +91,7 @@ def _measure_likelihoods(
         precision=how.precision,
         on_batch=keep,
         check=how.check,
+        media=how.media,
     )
     nll_sums = np.full(len(items), np.nan)
     num_tokens = np.zeros(len(items), dtype=np.int64)
@@ -116,7 +119,7 @@ def _measure_answers(
         tell()
 
     tell()
-    generate(
+    (generate if how.media is None else how.media.generate)(
         model,
         [prompts[key] for key in missing],
         decode=lambda token_ids: decode(how.tokenizer, token_ids),

@@ -41,7 +41,7 @@ class VoteScores:
 def sample_answers(
     model: torch.nn.Module, which: str, items: Sequence[Item], path: Path, how: Measuring
 ) -> list[tuple[str, ...]]:
-    """Texts of evaluation.self_consistency answers to each item whose reference marks a number, () for others; [] where
+    """Texts of evaluation.self_consistency answers to each item of text whose reference marks a number, () for others; [] where
     none are asked for. `path` is the cache of this model's answers. Raises Interrupted through how.check."""
     num_samples = how.settings.self_consistency
     if num_samples is None:
@@ -49,7 +49,7 @@ def sample_answers(
     asked = {
         prompt_key(item.prompt): item.prompt
         for item in items
-        if item.prompt is not None and marked_number(item.reference) is not None
+        if item.prompt is not None and not item.prompt.media and marked_number(item.reference) is not None
     }
     draws = {(key, number): _draw_key(key, number) for key in asked for number in range(num_samples)}
     with AnswerCache(path) as cache:

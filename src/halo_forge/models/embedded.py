@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halo_forge.errors import ModelNotFound
-from halo_forge.runs import Notify, fsync_directory, sha256_file, silent
+from halo_forge.runs import Notify, cache_directory, fsync_directory, sha256_file, silent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,15 +56,6 @@ def package_directory() -> Path | None:
         return None
     directory = Path(next(iter(spec.submodule_search_locations)))
     return directory if (directory / GGUF_FILE).is_file() else None
-
-
-def cache_directory() -> Path:
-    """$HALO_FORGE_CACHE, or halo-forge/ in $XDG_CACHE_HOME, or ~/.cache/halo-forge."""
-    own = os.environ.get("HALO_FORGE_CACHE")
-    if own:
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "halo-forge"
 
 
 def embedded_model(notify: Notify = silent) -> Path:

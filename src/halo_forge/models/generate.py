@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from halo_forge.chat.records import Medium
 from halo_forge.models.fast.generation import by_transformers, decoding_step
 from halo_forge.models.forward import keep_going, language_model, padded_attention
 from halo_forge.models.kv_cache import SlotLayer, slot_cache
@@ -33,11 +34,13 @@ MIN_FAST_STEPS = 24
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """token_ids are what the model reads (never empty); any of stop_token_ids ends the answer, and so does any of
-    stop_texts as soon as it stands in the answer's text (the answer keeps it and what its last token brings along)."""
+    stop_texts as soon as it stands in the answer's text (the answer keeps it and what its last token brings along).
+    media: what else it reads; such prompts are answered by the model's domain (domains/media.py), not here."""
 
     token_ids: tuple[int, ...]
     stop_token_ids: frozenset[int]
     stop_texts: tuple[str, ...] = ()
+    media: tuple[Medium, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

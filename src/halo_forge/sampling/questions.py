@@ -11,11 +11,12 @@ from typing import Any
 from halo_forge.artifacts import PreparedData
 from halo_forge.chat.records import Conversation
 from halo_forge.chat.store import read_conversations
-from halo_forge.config.schema import RowFormat
+from halo_forge.config.schema import DataSection, RowFormat
 from halo_forge.data.conversion.formats import convert, detect, detection_head
 from halo_forge.data.conversion.identity import prompt_key
 from halo_forge.data.files.rows import Row, shown_path
 from halo_forge.data.files.sources import expand_paths, read_rows
+from halo_forge.data.rules.answer_convention import with_instruction
 from halo_forge.data.split import SplitName
 from halo_forge.errors import DataError, RowError
 from halo_forge.runs import Notify, RunDirectory, silent

@@ -28,8 +28,8 @@ from halo_forge.sampling.generation import Drawing, Sampled, draw_samples
 from halo_forge.sampling.questions import (
     Asked,
     Asking,
-    choose_prompts,
     asking_as_trained,
+    choose_prompts,
     prompts_of_files,
     prompts_of_split,
     question_key,

@@ -38,7 +38,7 @@ def plain_turns(conversation: Conversation) -> tuple[str, str]:
             closed by SYSTEM_END, because rows that share long instructions are no copies of each other
     answer  assistant messages, in order: reasoning, text, and name and arguments of tool calls; a document is an answer
     The instruction that data.final_answer puts behind a question is left out: equal in all rows, it says nothing.
-    An image or audio stands as one word of its kind and path: the same question about two pictures is two questions.
+    An image or audio stands as one word of its kind and content: the same question about two pictures is two questions.
     """
     instructions: list[str] = []
     prompt: list[str] = []
@@ -71,4 +71,4 @@ def _collect(message: Message, texts: list[str]) -> None:
             arguments = json.dumps(part.arguments, sort_keys=True, ensure_ascii=False, default=str)
             texts.append(f"{part.name} {arguments}")
         elif isinstance(part, MediaPart):
-            texts.append(f"{part.kind}:{part.path.replace(' ', '_')}")
+            texts.append(f"{part.kind}:{part.sha256 or part.path.replace(' ', '_')}")
