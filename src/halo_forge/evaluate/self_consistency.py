@@ -41,8 +41,8 @@ class VoteScores:
 def sample_answers(
     model: torch.nn.Module, which: str, items: Sequence[Item], path: Path, how: Measuring
 ) -> list[tuple[str, ...]]:
-    """Texts of evaluation.self_consistency answers to each item of text whose reference marks a number, () for others; [] where
-    none are asked for. `path` is the cache of this model's answers. Raises Interrupted through how.check."""
+    """Texts of evaluation.self_consistency answers to each item of text whose reference marks a number, () for others;
+    [] where none are asked for. `path`: the cache of this model's answers. Raises Interrupted through how.check."""
     num_samples = how.settings.self_consistency
     if num_samples is None:
         return []

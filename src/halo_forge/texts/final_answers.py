@@ -65,8 +65,9 @@ class FinalAnswer:
     @property
     def number(self) -> Number | None:
         """Where it is a number. After #### the first one counts, as in GSM8K, whatever words follow."""
-        number = read_number(self.text)
-        return leading_number(self.text) if number is None and self.convention == "hashes" else number
+        text = without_annotations(self.text)
+        number = read_number(text)
+        return leading_number(text) if number is None and self.convention == "hashes" else number
 
 
 @lru_cache(maxsize=8)  # what looks at one text asks several times
