@@ -1,4 +1,4 @@
-"""The whole configuration: eleven sections, every key with its type, default, bounds and meaning.
+"""The whole configuration: twelve sections, every key with its type, default, bounds and meaning.
 
 Section and key names follow the documents the tool was asked for from; other tools' names for the same thing are
 accepted through `aliases.py`. Cross-key rules stand in the section they protect. No torch, no I/O.
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from halo_forge.artifacts import Method
+from halo_forge.config.audio_section import AudioSection
 from halo_forge.config.gate_section import GateRule as GateRule
 from halo_forge.config.gate_section import GateSection as GateSection
 from halo_forge.config.judge_section import JudgeSection
@@ -20,7 +21,7 @@ from halo_forge.config.section import Fraction, PositiveInt, Section
 
 RowFormat = Literal[
     "auto", "messages", "sharegpt", "instruction", "prompt_completion", "question_answer", "query_response", "text",
-    "dolly", "openai_evals", "oasst", "segments", "preference", "xlam", "glaive", "prepared",
+    "dolly", "openai_evals", "oasst", "segments", "preference", "xlam", "glaive", "speech", "prepared",
 ]  # fmt: skip
 
 
@@ -347,6 +348,7 @@ class Config(Section):
     training: TrainingSection = TrainingSection()
     lora: LoraSection = LoraSection()
     adapter: AdapterSection = AdapterSection()
+    audio: AudioSection = AudioSection()
     output: OutputSection = OutputSection()
     evaluation: EvaluationSection = EvaluationSection()
     judge: JudgeSection = JudgeSection()

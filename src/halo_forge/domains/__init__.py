@@ -86,7 +86,10 @@ _ALL = (
         name="audio",
         title="Audio",
         reads="audio",
-        defaults=_defaults("openai/whisper-small", "librispeech_sft", "models/audio_sft", 3),
+        defaults={
+            **_defaults("openai/whisper-small", "librispeech_sft", "models/audio_sft", 3),
+            "audio.language": "en",
+        },
         datasets=("librispeech_sft", "common_voice_sft"),
         note="Speech to text: the transcript is trained.",
         model_types=("whisper",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -88,6 +89,25 @@ class Media(Protocol):
 
     def save(self, directory: Path) -> None:
         """The processor's files, beside the tokenizer's, so that the model can be used without this program."""
+
+
+def inputs_of_step(media: Media, step: int) -> Callable[[Sequence[Example]], dict[str, torch.Tensor]]:
+    """`media.inputs` as one optimizer step reads them: a domain that changes its media while training (augmentation)
+    has `training_inputs(examples, step)`, a pure function of both."""
+    changed = getattr(media, "training_inputs", None)
+    return partial(changed, step=step) if changed is not None else media.inputs
+
+
+def counts_documents(media: Media | None) -> bool:
+    """Whether a micro-batch is per_device_train_batch_size documents whatever their tokens, because what a document
+    costs is its image or sound (a domain's own `counts_documents`)."""
+    return bool(getattr(media, "counts_documents", False))
+
+
+def settings_of(media: Media | None) -> dict[str, Any]:
+    """What else than rows, `data` and tokenizer decides the examples: a domain's own `settings`, as JSON."""
+    found: dict[str, Any] = getattr(media, "settings", {}) if media is not None else {}
+    return found
 
 
 def question_of(

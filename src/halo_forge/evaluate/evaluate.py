@@ -30,6 +30,7 @@ from halo_forge.evaluate.items import Item, conversations_to_items, read_holdout
 from halo_forge.evaluate.measure import Measured, Measuring, measure_model
 from halo_forge.evaluate.metrics import METRICS, Answer, Given, OwnScorer, load_scorers
 from halo_forge.evaluate.metrics.formats import compile_pattern
+from halo_forge.evaluate.metrics.transcripts import Normalising
 from halo_forge.evaluate.retention import (
     Retention,
     base_predictions,
@@ -94,6 +95,8 @@ def evaluate(
         return _write(config, run, trained, report, ("", ""), start)
     how = _measuring(config, run, trained, tokenizer, notify, check)
     asked = conversations_to_items(conversations, config, prepared, tokenizer, how.media)
+    if how.media is not None and how.media.kind == "audio":
+        given = replace(given, speech=normalising_of(config))
     questions = suite_questions(suites, tokenizer, prepared.max_seq_length)
     items = asked.items
     for note in (*asked.notes, *questions.notes):
@@ -138,6 +141,12 @@ def check_evaluation(config: Config) -> tuple[Given, tuple[OwnScorer, ...]]:
         pattern=compile_pattern(settings.regex) if settings.regex is not None else None,
     )
     return given, load_scorers(settings.scorers)
+
+
+def normalising_of(config: Config) -> Normalising:
+    """How transcripts are normalised: as English where that is what the model is to write."""
+    told = (config.audio.language or "en").lower()
+    return "english" if told in ("en", "english") or config.audio.task == "translate" else "basic"
 
 
 def _measuring(

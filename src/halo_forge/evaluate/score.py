@@ -20,6 +20,7 @@ from halo_forge.evaluate.metrics import METRICS, Answer, Given, Metric, OwnScore
 from halo_forge.evaluate.metrics.formats import REGEX_TIMEOUT_S
 from halo_forge.evaluate.metrics.labels import label_of, one_hot_labels
 from halo_forge.evaluate.metrics.lengths import num_words
+from halo_forge.evaluate.metrics.transcripts import ERROR_RATES, units
 from halo_forge.evaluate.self_consistency import score_votes
 from halo_forge.texts.final_answers import marked_number
 
@@ -39,6 +40,7 @@ class Scored:
     unmeasured    metric -> why it applies and could not be measured here
     own           metric of a user's scorer -> which way is better
     words         of base, tuned and reference, [N] each; nan where an item has no answer
+    units         metric of error rates -> words or characters of each reference [N]
     labels        of base, tuned and reference, one-hot [N, L] each, in answered items; None without labels
     """
 
@@ -51,12 +53,15 @@ class Scored:
     own: dict[str, Direction] = field(default_factory=dict)
     words: tuple[FloatArray, FloatArray, FloatArray]
     labels: tuple[FloatArray, FloatArray, FloatArray] | None = None
+    units: dict[str, FloatArray] = field(default_factory=dict)
 
     def kind(self, name: str) -> ItemKind:
         """Of a metric made of items' scores. A user's scorer is what its scores are: yes/no, in [0, 1], or any."""
         if name in METRICS:
             kind = METRICS[name].kind
-            assert kind in ("rate", "fraction", "count")
+            assert kind in ("rate", "fraction", "count", "errors")
+            if kind == "errors":  # of one item it is a number from 0 up
+                return "count"
             return kind  # type: ignore[return-value]
         both = np.concatenate([self.base[name], self.tuned[name]])
         both = both[~np.isnan(both)]
@@ -92,6 +97,7 @@ def score_items(
         notes=(*code.notes, *_unread_numbers(references, inapplicable)),
         own={scorer.name: scorer.direction for scorer in own},
         words=_words(items, sides),
+        units=_units(items, given),
         labels=None if "macro_f1" in inapplicable else _labels([items[i] for i in answered], answered, sides),
     )
 
@@ -159,6 +165,15 @@ def _words(items: Sequence[Item], sides: Sides) -> tuple[FloatArray, FloatArray,
         [np.nan if item.prompt is None else num_words(item.reference) for item in items], dtype=np.float64
     )  # fmt: skip
     return base, tuned, reference
+
+
+def _units(items: Sequence[Item], given: Given) -> dict[str, FloatArray]:
+    if given.speech is None:
+        return {}
+    return {
+        name: np.array([units(name, item.reference, given.speech) for item in items], dtype=np.float64)
+        for name in ERROR_RATES
+    }
 
 
 def _labels(items: Sequence[Item], answered: Sequence[int], sides: Sides) -> tuple[FloatArray, FloatArray, FloatArray]:

@@ -55,7 +55,10 @@ def load_training_model(
     token_ids = new_token_ids(tokenizer, config.model)
     add_rows(model, token_ids)
     if method in LORA_METHODS:
-        return _with_lora(model, config, token_ids)
+        adapted = _with_lora(model, config, token_ids)
+        if media is not None:
+            media.configure(model)  # adapters stand in frozen parts, too, and are not to train there
+        return adapted
     if method == "adapter":
         return add_bottlenecks(model, bottleneck_options(model, config), seed=config.training.seed)
     if config.training.trainable is not None:

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from halo_forge.artifacts import LORA_METHODS, PreparedData
 from halo_forge.chat import Example, read_examples
+from halo_forge.config.audio_section import AudioSection
 from halo_forge.config.schema import Config
-from halo_forge.domains.media import Media, open_media
+from halo_forge.domains.media import Media, counts_documents, inputs_of_step, open_media
 from halo_forge.errors import ConfigError, ConfigProblem, TrainingError
 from halo_forge.models.compute import Compute
 from halo_forge.models.fast.compiled import compile_layers
@@ -91,7 +92,7 @@ class Session:
             examples_per_batch=self.examples_per_batch,
             share_prefixes=self.share_prefixes,
             trim=self.config.training.skip_unread,
-            media_inputs=self.media_inputs,
+            media_inputs=inputs_of_step(self.media, step) if self.media is not None else None,
         )
         if self.compute.shard:
             batches += [nothing_like(examples[0])] * (self._most_groups(examples, shares) - len(batches))
@@ -215,7 +216,7 @@ def open_session(
     if compute.shard:
         shard(model, compute)
     model.train()
-    packed = training.packing and attention != "unpacked"
+    packed = training.packing and attention != "unpacked" and not counts_documents(media)
     return Session(
         config=config,
         directory=directory,
@@ -331,6 +332,7 @@ def training_fingerprint(config: Config, prepared: PreparedData, compute: Comput
             "adapter": config.adapter.model_dump(mode="json") if config.training.method == "adapter" else None,
             "precision": compute.precision,
             "device": compute.device.type,
+            **({"audio": config.audio.model_dump(mode="json")} if config.audio != AudioSection() else {}),
         }
     )
 

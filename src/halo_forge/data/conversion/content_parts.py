@@ -99,11 +99,20 @@ def _add_part(content: Content, part: dict[str, Any], where: str, fixes: set[str
             (call_id if isinstance(call_id, str) else None, "".join(part.text for part in result.parts))  # type: ignore[union-attr]
         )
     elif kind in MEDIA_KINDS:
-        content.parts.append(MediaPart(kind=MEDIA_KINDS[kind], path=_media_path(part)))
+        content.parts.append(MediaPart(kind=MEDIA_KINDS[kind], path=_inline_sound(part) or _media_path(part)))
     elif kind in OTHER_MEDIA:
         raise RowError("media_unsupported", f"{where} holds a part of type {kind}; this release trains on text only")
     else:
         raise RowError("bad_content_type", f"{where}: a part of type {kind[:30]!a} without text that can be trained")
+
+
+def _inline_sound(part: Mapping[str, Any]) -> str | None:
+    """The data: address of OpenAI's {"type": "input_audio", "input_audio": {"data": base64, "format": "wav"}}."""
+    held = part.get("input_audio")
+    data = held.get("data") if isinstance(held, Mapping) else None
+    if not isinstance(data, str) or not data or data.startswith("data:"):
+        return None
+    return f"data:audio;base64,{data}"
 
 
 def _media_path(part: Mapping[str, Any]) -> str:
