@@ -64,7 +64,18 @@ METRIC_FACTS: dict[str, MetricFact] = {
         "F1 over labels (macro)", "mean of the labels' F1, each label counting alike", "higher", "classes",
     ),
     "numeric_match": MetricFact(
-        "Right final number", "share of answers with the reference's final number (after ####, else the last number)",
+        "Right final number",
+        "share of answers with the reference's final number, however it is written (the marked one, else the last)",
+        "higher", "rate",
+    ),
+    "answer_format": MetricFact(
+        "Ends in the answer convention",
+        "share of answers that end as their reference does: `#### 18`, `\\boxed{18}` or `The answer is: 18`",
+        "higher", "rate",
+    ),
+    "self_consistency": MetricFact(
+        "Right by majority of samples",
+        "share of prompts whose most frequent number in evaluation.self_consistency samples is the reference's",
         "higher", "rate",
     ),
     "wer": MetricFact(

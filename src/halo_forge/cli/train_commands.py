@@ -239,6 +239,9 @@ def execute(resolved: ResolvedConfig, until: str, how: How) -> None:
     reporter = Reporter(Console(stderr=True, highlight=False, soft_wrap=True))
     for notice in resolved.notices:
         reporter("note", {"text": notice})
+    from halo_forge.presence import require_present
+
+    require_present(resolved.config, reporter)
     from halo_forge import pipeline
 
     try:

@@ -148,6 +148,30 @@ _COPIES: dict[str, tuple[Kind, str, RowAction, tuple[RowAction, ...]]] = {
     "contradiction": ("quality", "the same prompt has another answer elsewhere", "keep", ("keep", *DROPPING)),
 }
 
+_FINAL_ANSWERS: dict[str, tuple[Kind, str, RowAction, tuple[RowAction, ...]]] = {
+    "final_answer_rewritten": (
+        "mended", "its final answer is told in the convention of data.final_answer", "fix", ("fix", *DROPPING)
+    ),
+    "calculator_annotations": (
+        "quality", "an answer holds annotations for a calculator (<<48/2=24>>), which the mend takes out", "fix",
+        ("keep", "fix", *DROPPING),
+    ),
+    "no_final_answer": (
+        "quality", "its last answer marks no final answer, so its question asks for none", "keep", ("keep", *DROPPING)
+    ),
+    "final_answer_no_number": (
+        "quality", "its final answer is no number that can be read; numeric_match says nothing about it", "keep",
+        ("keep", *DROPPING),
+    ),
+    "several_final_answers": (
+        "quality", "its last answer gives final answers that differ", "skip", ("keep", *DROPPING)
+    ),
+    "other_convention_asked": (
+        "quality", "it asks for another form of the final answer than data.final_answer", "skip", ("keep", *DROPPING)
+    ),
+}  # fmt: skip
+"""Found only where data.final_answer names a convention."""
+
 
 def _table() -> dict[str, Reason]:
     reasons = [
@@ -161,7 +185,10 @@ def _table() -> dict[str, Reason]:
             Reason(code=c, kind="flag", meaning=m, default="keep", allowed=("keep", *DROPPING))
             for c, m in _FLAGS.items()
         ),
-        *(Reason(code=c, kind=k, meaning=m, default=d, allowed=a) for c, (k, m, d, a) in _COPIES.items()),
+        *(
+            Reason(code=c, kind=k, meaning=m, default=d, allowed=a)
+            for c, (k, m, d, a) in (_COPIES | _FINAL_ANSWERS).items()
+        ),
         *(Reason(code=r.code, kind=r.kind, meaning=r.meaning, default=r.default, allowed=r.allowed) for r in RULES),
     ]
     return {reason.code: reason for reason in reasons}

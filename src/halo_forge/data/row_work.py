@@ -24,6 +24,7 @@ from halo_forge.data.files.rows import Row
 from halo_forge.data.overlap.benchmark_items import HOLDOUT
 from halo_forge.data.overlap.plain_text import plain_turns
 from halo_forge.data.reasons import DROPPING, REASONS
+from halo_forge.data.rules.answer_convention import CONTRADICTIONS, settle_answers, with_instruction
 from halo_forge.data.rules.consistency import style_features
 from halo_forge.data.rules.quality import Inspector
 from halo_forge.data.rules.quality_rules import RULE
@@ -161,6 +162,7 @@ class RowWorker:
             draft.style = style_features(converted.conversation)
             return draft
         self._inspect(draft, converted)
+        self._settle_answers(draft)
         if draft.conversation is not None and (source.name or source.loss_weight != 1.0):
             draft.conversation = _of_source(draft.conversation, source)
         return draft
@@ -176,6 +178,20 @@ class RowWorker:
         draft.style = style_features(inspection.conversation)
         if inspection.problem_code:
             draft.problem = RowError(inspection.problem_code, RULE[inspection.problem_code].meaning)
+
+    def _settle_answers(self, draft: Draft) -> None:
+        """The final answer in the convention of data.final_answer, and the question that asks for it."""
+        convention, before = self.order.data.final_answer, draft.conversation
+        if convention == "keep" or before is None or draft.problem is not None or before.messages[0].role == "document":
+            return
+        settled = settle_answers(before, convention, self.order.actions)
+        conversation = settled.conversation
+        draft.fixes, draft.flags = (*draft.fixes, *settled.fixes), (*draft.flags, *settled.flags)
+        draft.found |= settled.found
+        if self.order.data.answer_instruction and CONTRADICTIONS.isdisjoint(settled.flags):
+            conversation = with_instruction(conversation, convention)
+        if conversation is not before:
+            draft.conversation = replace(conversation, id=conversation_id(conversation))
 
     def _compare_with_benchmarks(self, drafts: list[Draft]) -> None:
         assert self.order.benchmarks is not None

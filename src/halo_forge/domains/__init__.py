@@ -57,9 +57,13 @@ _ALL = (
     Domain(
         name="reasoning",
         title="Reasoning",
-        defaults=_defaults("Qwen/Qwen2.5-3B-Instruct", "metamath", "models/reasoning_sft", 2),
+        defaults={
+            **_defaults("Qwen/Qwen2.5-3B-Instruct", "metamath", "models/reasoning_sft", 2),
+            "data.final_answer": "hashes",
+            "evaluation.max_new_tokens": 512,
+        },
         datasets=("metamath", "gsm8k_sft"),
-        note="Reasoning rows are trained as text: the answer with its steps, as the data set writes them.",
+        note="Worked solutions in one answer convention, #### and the final answer: prompt, target and scorer agree.",
     ),
     Domain(
         name="agentic",

@@ -39,6 +39,7 @@ from halo_forge.evaluate.retention import (
     measure_retention,
 )
 from halo_forge.evaluate.score import Scored, score_items
+from halo_forge.evaluate.self_consistency import sample_answers
 from halo_forge.evaluate.slices import slice_items
 from halo_forge.evaluate.statistics import Resampling
 from halo_forge.evaluate.suites.stage import compare_suites, split_measured, suite_questions, write_suite_answers
@@ -56,6 +57,7 @@ from halo_forge.runs import (
     write_json,
 )
 from halo_forge.suites.suite import load_suites
+from halo_forge.texts.final_answers import final_number
 from halo_forge.texts.json_schema import load_schema
 
 REPORT, ANSWERS, FLIPS, CACHE = "eval/report.json", "eval/answers.jsonl", "eval/flips.jsonl", "eval/cache"
@@ -175,9 +177,11 @@ def _measure_both(
     with memory_told_in_words():
         with models.base() as model:
             base = measure_model(model, "base", items, how)
+            base = replace(base, samples=sample_answers(model, "base", items, base.cache, how))
             said = base_predictions(model, texts, base.cache, how) if texts else None
         with models.tuned() as model:
             tuned = measure_model(model, "tuned", items, how)
+            tuned = replace(tuned, samples=sample_answers(model, "tuned", items, tuned.cache, how))
             general = measure_retention(model, texts, said, tuned.cache, how) if said else None
     return base, tuned, general
 
@@ -252,8 +256,8 @@ def _answer_lines(items: Sequence[Item], base: Measured, tuned: Measured, scored
             "prompt": item.prompt_text,
             "reference": item.reference,
             "slices": dict(item.labels),
-            "base": _answer_record(base_answer, _item_scores(index, base, scored.base)),
-            "tuned": _answer_record(tuned_answer, _item_scores(index, tuned, scored.tuned)),
+            "base": _answer_record(base_answer, _item_scores(index, base, scored.base)) | _sampled(index, base),
+            "tuned": _answer_record(tuned_answer, _item_scores(index, tuned, scored.tuned)) | _sampled(index, tuned),
         }
         lines.append(_json_line(line))
     return "".join(lines)
@@ -281,6 +285,14 @@ def _item_scores(index: int, measured: Measured, scores: dict[str, Any]) -> dict
 
 def _answer_record(answer: Answer, scores: dict[str, float]) -> dict[str, Any]:
     return {"text": answer.text, "stopped": answer.stopped, "num_tokens": answer.num_tokens, "scores": scores}
+
+
+def _sampled(index: int, measured: Measured) -> dict[str, Any]:
+    """The final numbers of an item's samples, null for a sample without one."""
+    texts = measured.samples[index] if measured.samples else ()
+    return (
+        {"samples": [None if said is None else str(said.value) for said in map(final_number, texts)]} if texts else {}
+    )
 
 
 def _forget_other_caches(how: Measuring, used: set[Path]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -29,13 +29,15 @@ MAX_TOKENS_PER_BATCH_ON_GPU = 16384
 @dataclass(frozen=True, slots=True)
 class Measured:
     """nll_sums and num_tokens [N]: nats and count of the reference answer's tokens (nan and 0 where an item has no
-    example). answers [N]: None where an item has no prompt. cache: the file that holds all of it."""
+    example). answers [N]: None where an item has no prompt. cache: the file that holds all of it. samples [N]: the
+    texts of self_consistency.py, [] without them."""
 
     nll_sums: npt.NDArray[np.float64]
     num_tokens: npt.NDArray[np.int64]
     answers: list[Answer | None]
     dtype: str
     cache: Path
+    samples: list[tuple[str, ...]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

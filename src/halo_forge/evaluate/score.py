@@ -5,7 +5,7 @@ Axes: N items, L labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +21,8 @@ from halo_forge.evaluate.metrics.formats import REGEX_TIMEOUT_S
 from halo_forge.evaluate.metrics.labels import label_of, one_hot_labels
 from halo_forge.evaluate.metrics.lengths import num_words
 from halo_forge.evaluate.metrics.transcripts import ERROR_RATES, units
+from halo_forge.evaluate.self_consistency import score_votes
+from halo_forge.texts.final_answers import marked_number
 
 FloatArray = npt.NDArray[np.float64]
 ItemKind = Literal["rate", "fraction", "count"]
@@ -85,19 +87,27 @@ def score_items(
             _score_all(name, _of_table(metric, given), items, sides, scores, failed)
     for scorer in own:
         _score_all(scorer.name, _of_user(scorer), items, sides, scores, failed)
-    code = score_code(items, *sides)
+    code, votes = score_code(items, *sides), score_votes(items, base, tuned)
     return Scored(
-        base=scores[0] | code.base,
-        tuned=scores[1] | code.tuned,
-        inapplicable=inapplicable | code.inapplicable,
+        base=scores[0] | code.base | votes.base,
+        tuned=scores[1] | code.tuned | votes.tuned,
+        inapplicable=inapplicable | code.inapplicable | votes.inapplicable,
         failed=failed,
         unmeasured=code.unmeasured,
-        notes=code.notes,
+        notes=(*code.notes, *_unread_numbers(references, inapplicable)),
         own={scorer.name: scorer.direction for scorer in own},
         words=_words(items, sides),
         units=_units(items, given),
         labels=None if "macro_f1" in inapplicable else _labels([items[i] for i in answered], answered, sides),
     )
+
+
+def _unread_numbers(references: Sequence[str], inapplicable: Mapping[str, str]) -> list[str]:
+    """How many rows say nothing about numeric_match where it is measured."""
+    num = sum(marked_number(reference) is None for reference in references)
+    if not num or "numeric_match" in inapplicable:
+        return []
+    return [f"numeric_match: {num} of {len(references)} references have no final number that can be read"]
 
 
 Sides = tuple[list[Answer | None], list[Answer | None]]
