@@ -48,6 +48,7 @@ SCHEMA = pa.schema(
         ("is_hit", pa.bool_()),
         ("language", pa.string()),
         ("style", pa.uint32()),
+        ("calls", pa.uint8()),  # bits of rules/calls.py
         ("num_messages", pa.int32()),
         ("is_document", pa.bool_()),
         ("num_tokens", pa.int32()),
@@ -94,6 +95,7 @@ def part_of(drafts: Sequence[Draft]) -> pa.RecordBatch:
         "is_hit": pa.array([draft.hit is not None for draft in drafts], pa.bool_()),
         "language": pa.array([draft.language for draft in drafts], pa.string()),
         "style": pa.array([draft.style for draft in drafts], pa.uint32()),
+        "calls": pa.array([draft.calls for draft in drafts], pa.uint8()),
         "num_messages": pa.array([len(c.messages) if c else 0 for c in conversations], pa.int32()),
         "is_document": pa.array([_is_document(c) for c in conversations], pa.bool_()),
         "num_tokens": pa.array([len(row) for row in ids], pa.int32()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from halo_forge.evaluate.baseline import baseline_metrics
 from halo_forge.evaluate.bench.engine import require_lm_eval
 from halo_forge.evaluate.bench.records import BENCH, kept_comparisons
 from halo_forge.evaluate.bench.run import ModelPair, benchmark_pair, benchmark_tree
+from halo_forge.evaluate.call_scores import turn_records
 from halo_forge.evaluate.compare import Comparing, compare_metrics, not_compared
 from halo_forge.evaluate.flips import flip_lines
 from halo_forge.evaluate.item_scores import SCORES, score_lines
 from halo_forge.evaluate.items import Item, conversations_to_items, read_holdout
-from halo_forge.evaluate.measure import Measured, Measuring, measure_model
+from halo_forge.evaluate.measure import Asking, Measured, Measuring, measure_model
 from halo_forge.evaluate.metrics import METRICS, Answer, Given, OwnScorer, load_scorers
 from halo_forge.evaluate.metrics.formats import compile_pattern
 from halo_forge.evaluate.retention import (
@@ -94,10 +95,14 @@ def evaluate(
     for note in (*asked.notes, *questions.notes):
         notify("note", {"text": note})
     how = _measuring(config, run, trained, tokenizer, notify, check)
-    both = _measure_both(models, [*items, *questions.questions], prepared, how)
-    (base, base_said), (tuned, tuned_said) = (split_measured(measured, len(items)) for measured in both[:2])
+    both = _measure_both(models, [*items, *asked.earlier, *questions.questions], prepared, how)
+    (base, base_more), (tuned, tuned_more) = (split_measured(measured, len(items)) for measured in both[:2])
+    (base_turns, base_said), (tuned_turns, tuned_said) = (
+        split_measured(measured, len(asked.earlier)) for measured in (base_more, tuned_more)
+    )
+    earlier = base_turns.answers, tuned_turns.answers
     general, wanted = both[2], _wanted_metrics(config)
-    scored = score_items(items, base, tuned, given, own)
+    scored = score_items(items, base, tuned, given, own, earlier)
     sliced = slice_items(items, config.evaluation.slices)
     resampling = Resampling(config.evaluation.confidence, config.evaluation.bootstrap_samples, config.training.seed)
     comparing = Comparing(resampling, sliced.masks, asked.is_subsampled)
@@ -115,7 +120,8 @@ def evaluate(
     )
     write_suite_answers(run, of_suites)
     write_atomic(run.file(SCORES), score_lines(report, items, tuned, scored, sliced.masks, general, of_suites))
-    answers, flips = _answer_lines(items, base, tuned, scored), flip_lines(items, scored)
+    answers = _answer_lines(items, base, tuned, scored, turn_records(asked.earlier, *earlier))
+    flips = flip_lines(items, scored)
     report = _write(config, run, trained, report, (answers, flips), start)
     _forget_other_caches(how, {base.cache, tuned.cache})
     return report
@@ -156,7 +162,7 @@ def _measuring(
 
 
 def _measure_both(
-    models: ModelPair, items: Sequence[Item], prepared: PreparedData, how: Measuring
+    models: ModelPair, items: Sequence[Asking], prepared: PreparedData, how: Measuring
 ) -> tuple[Measured, Measured, Retention | None]:
     texts = general_examples(how.tokenizer, prepared.max_seq_length)
     with memory_told_in_words():
@@ -228,7 +234,10 @@ def with_benchmarks(report: EvalReport, directory: Path) -> EvalReport:
     return report.model_copy(update={"comparisons": own + kept_comparisons(directory, report.weights_sha256)})
 
 
-def _answer_lines(items: Sequence[Item], base: Measured, tuned: Measured, scored: Scored) -> str:
+def _answer_lines(
+    items: Sequence[Item], base: Measured, tuned: Measured, scored: Scored, turns: Mapping[int, dict[str, Any]]
+) -> str:
+    """`turns`: what was said in the turns before the last, by the place that the items' tasks name."""
     lines = []
     for index, item in enumerate(items):
         base_answer, tuned_answer = base.answers[index], tuned.answers[index]
@@ -242,6 +251,9 @@ def _answer_lines(items: Sequence[Item], base: Measured, tuned: Measured, scored
             "base": _answer_record(base_answer, _item_scores(index, base, scored.base)),
             "tuned": _answer_record(tuned_answer, _item_scores(index, tuned, scored.tuned)),
         }
+        places = [turn.place for turn in item.task.turns if turn.place is not None] if item.task else []
+        if places:
+            line["earlier_turns"] = [turns[place] for place in places]
         lines.append(_json_line(line))
     return "".join(lines)
 

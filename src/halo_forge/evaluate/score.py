@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from halo_forge.artifacts import Direction
+from halo_forge.evaluate.call_scores import score_calls
 from halo_forge.evaluate.code_scores import score_code
 from halo_forge.evaluate.items import Item
 from halo_forge.evaluate.measure import Measured
@@ -24,6 +25,7 @@ from halo_forge.evaluate.metrics.lengths import num_words
 FloatArray = npt.NDArray[np.float64]
 ItemKind = Literal["rate", "fraction", "count"]
 
+Sides = tuple[list[Answer | None], list[Answer | None]]
 Scores = dict[str, FloatArray]
 """metric -> score per item [N]; nan where an item says nothing about the metric."""
 
@@ -64,9 +66,15 @@ class Scored:
 
 
 def score_items(
-    items: Sequence[Item], base: Measured, tuned: Measured, given: Given, own: Sequence[OwnScorer] = ()
+    items: Sequence[Item],
+    base: Measured,
+    tuned: Measured,
+    given: Given,
+    own: Sequence[OwnScorer] = (),
+    earlier: Sides = ([], []),
 ) -> Scored:
-    """Every metric on every item that has an answer (likelihoods are in Measured)."""
+    """Every metric on every item that has an answer (likelihoods are in Measured). `earlier`: what both said in the
+    turns before the last, as the items' tasks name them."""
     answered = [index for index, item in enumerate(items) if item.prompt is not None]
     references = [items[index].reference for index in answered]
     inapplicable, failed = {}, {}
@@ -81,20 +89,20 @@ def score_items(
     for scorer in own:
         _score_all(scorer.name, _of_user(scorer), items, sides, scores, failed)
     code = score_code(items, *sides)
+    calls = score_calls(items, (base.answers, earlier[0]), (tuned.answers, earlier[1]))
     return Scored(
-        base=scores[0] | code.base,
-        tuned=scores[1] | code.tuned,
-        inapplicable=inapplicable | code.inapplicable,
+        base=scores[0] | code.base | calls.base,
+        tuned=scores[1] | code.tuned | calls.tuned,
+        inapplicable=inapplicable | code.inapplicable | calls.inapplicable,
         failed=failed,
         unmeasured=code.unmeasured,
-        notes=code.notes,
+        notes=(*code.notes, *calls.notes),
         own={scorer.name: scorer.direction for scorer in own},
         words=_words(items, sides),
         labels=None if "macro_f1" in inapplicable else _labels([items[i] for i in answered], answered, sides),
     )
 
 
-Sides = tuple[list[Answer | None], list[Answer | None]]
 ScoreItem = Callable[[Answer, Item], float | None]
 
 
