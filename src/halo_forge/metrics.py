@@ -106,8 +106,8 @@ METRIC_FACTS: dict[str, MetricFact] = {
         "higher", "rate",
     ),
     "irrelevance_accuracy": MetricFact(
-        "No call where none is wanted", "share of rows offering tools and wanting no call that are answered without one",
-        "higher", "rate",
+        "No call where none is wanted",
+        "share of rows offering tools and wanting no call that are answered without one", "higher", "rate",
     ),
     "multi_turn_match": MetricFact(
         "Every turn right",

@@ -22,6 +22,7 @@ from halo_forge.chat.store import conversation_line
 from halo_forge.data.overlap.near_duplicates import NUM_BANDS, fingerprints
 from halo_forge.data.row_work import Draft
 from halo_forge.data.split import group_key
+from halo_forge.texts.calls.schemas import name_of
 
 SCHEMA = pa.schema(
     [
@@ -66,7 +67,7 @@ def part_of(drafts: Sequence[Draft]) -> pa.RecordBatch:
     """The table of one batch. Rows that cannot be written as JSON become problems here."""
     lines = [_line_of(draft) for draft in drafts]
     kept = [draft.problem is None for draft in drafts]
-    prints = fingerprints([draft.prompt for draft in drafts], [draft.answer for draft in drafts])
+    prints = fingerprints([_asked(draft) for draft in drafts], [draft.answer for draft in drafts])
     keys = [bytes.fromhex(draft.prompt_key[:32]) if draft.prompt_key else _NO_KEY for draft in drafts]
     ids = [draft.ids if ok and draft.ids is not None else _NO_IDS for draft, ok in zip(drafts, kept, strict=True)]
     weights = [d.weights if ok and d.weights is not None else _NO_WEIGHTS for d, ok in zip(drafts, kept, strict=True)]
@@ -104,6 +105,13 @@ def part_of(drafts: Sequence[Draft]) -> pa.RecordBatch:
         "loss_weights": _lists(weights, np.float32),
     }  # fmt: skip
     return pa.RecordBatch.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _asked(draft: Draft) -> str:
+    """What copies are judged by: the prompt, and which tools it offers. The same question beside other tools is no
+    copy: rows that teach to call nothing are often of that kind."""
+    tools = draft.conversation.tools if draft.conversation is not None else ()
+    return "\n".join((draft.prompt, *map(name_of, tools))) if tools else draft.prompt
 
 
 _NO_IDS, _NO_WEIGHTS = np.zeros(0, np.int32), np.zeros(0, np.float32)

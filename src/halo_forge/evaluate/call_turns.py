@@ -1,6 +1,6 @@
-"""Rows with tools as tasks: which calls are wanted in which turn, and the turns before the last as prompts of their own.
+"""Rows with tools as tasks: which calls are wanted in which turn, and the turns before the last as prompts.
 
-Every turn is asked with the reference's history before it, so that a slip in one turn is not counted again in the next.
+Every turn is asked with the reference's history before it, so that a slip in one is not counted again in the next.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Item:
     """example None: the row's answer cannot be measured. prompt None: no answer is generated (a plain text, a row
     without a question, or one beyond evaluation.max_prompts); then prompt_text and reference are empty.
     labels: the row's slices, its source among them; source and line: where the row was read; tests: what it verifies
-    generated code by (verify/row_tests.py); task: the calls that it wants of its turns, where it has to do with tools."""
+    generated code by (verify/row_tests.py); task: which calls it wants in which turns, None without tools."""
 
     id: str
     example: Example | None

@@ -13,6 +13,7 @@ from halo_forge.texts.json_documents import plain_number, refuse_constant
 _DECODER = json.JSONDecoder(parse_constant=refuse_constant, parse_float=plain_number)
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NAME = re.compile(r"\s*([\w.\-]+)")
+_NAME_KEY = re.compile(r'"(?:tool_)?name"\s*:')
 _BARE_SEPARATOR = re.compile(r"[ \t\r\n]*[;,]?[ \t\r\n]*")
 _BEFORE_JSON_CHARS = 200
 """How far behind a name its arguments may begin."""
@@ -49,12 +50,13 @@ class TaggedJson:
             if found is None:
                 return Said(tuple(calls), f"no JSON stands after {self.opening}")
             value, end = found
+            num_before = len(calls)
             problem = add_calls(value, calls)
             if problem:
                 return Said(tuple(calls), problem)
             end = skip_space(text, end)
             if not text.startswith(self.closing, end) and text[end : end + 1]:
-                return Said(tuple(calls), f"{self.closing} does not stand right after the call")
+                return Said(tuple(calls[:num_before]), f"{self.closing} does not stand right after the call")
             at = text.find(self.opening, end)
         return Said(tuple(calls)) if calls else NOTHING
 
@@ -89,7 +91,7 @@ def read_bare_json(text: str, tools: Schemas) -> Said:
     text = text.strip().removeprefix("<|python_tag|>").lstrip()
     if not text.startswith(("{", "[")):
         return NOTHING
-    looks_like_calls = '"name"' in text[:400]
+    looks_like_calls = _NAME_KEY.search(text, 0, 400) is not None
     calls: list[Call] = []
     at = 0
     while at < len(text):

@@ -53,6 +53,9 @@ class Markup:
         properties = _properties(tools.get(name))
         arguments: dict[str, Any] = {}
         at = text.find(self.key_opening, name_end, closing)
+        before = text[name_end : at if at >= 0 else closing].removeprefix(self.name_end)
+        if before.strip():
+            return f"{name[:60]} is followed by something that is no argument"
         while 0 <= at < closing:
             key_end = text.find(self.key_end, at, closing)
             value_start = text.find(self.value_opening, key_end + len(self.key_end)) if key_end >= 0 else -1
