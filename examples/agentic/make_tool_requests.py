@@ -111,21 +111,36 @@ KITS: dict[str, tuple[Tool, ...]] = {
     ),
 }  # fmt: skip
 # ruff: noqa: E501
-BESIDE = (
-    ("What is the capital of Iceland?", "Reykjavik."),
+CAPITALS = {"Iceland": "Reykjavik", "Chile": "Santiago", "Kenya": "Nairobi", "Nepal": "Kathmandu", "Peru": "Lima",
+            "Ghana": "Accra", "Cuba": "Havana", "Latvia": "Riga", "Oman": "Muscat", "Laos": "Vientiane"}  # fmt: skip
+AUTHORS = {"Don Quixote": "Miguel de Cervantes", "Faust": "Johann Wolfgang von Goethe", "Emma": "Jane Austen",
+           "Hamlet": "William Shakespeare", "The Trial": "Franz Kafka", "Ulysses": "James Joyce"}  # fmt: skip
+LEGS = {"spider": "Eight", "bee": "Six", "crab": "Ten", "hen": "Two", "goat": "Four", "lobster": "Ten"}
+FRENCH = {"good night": "bonne nuit", "thank you": "merci", "the sea": "la mer", "yesterday": "hier", "bread": "pain"}
+ERRANDS = {"order a taxi to the airport": "order taxis", "paint the fence green": "paint", "feed the cat": "feed cats",
+           "buy me a bicycle": "buy things", "write my tax return": "write tax returns", "book a flight to Quito": "book flights",
+           "walk the dog": "walk dogs", "repair my watch": "repair watches", "iron my shirt": "iron",
+           "wash the car": "wash cars", "mow the lawn": "mow", "cut my hair": "cut hair"}  # fmt: skip
+SMALL_TALK = (
     ("Thank you, that was all.", "You are welcome."),
-    ("Who wrote Don Quixote?", "Miguel de Cervantes."),
-    ("Please order a taxi to the airport.", "I cannot order taxis with the tools that I have."),
-    ("How many legs does a spider have?", "Eight."),
-    ("Transfer 200 euros to my landlord.", "I cannot transfer money with the tools that I have."),
-    ("What rhymes with moon?", "Spoon, for one."),
     ("Good morning!", "Good morning. What can I do for you?"),
-    ("Paint the fence green.", "I cannot paint with the tools that I have."),
-    ("Which is larger, a lake or a pond?", "A lake."),
-    ("Tell me what you can do.", "I can use the tools that I was given; ask me for one of them."),
-    ("Translate 'good night' into French.", "Bonne nuit."),
+    ("Are you still there?", "Yes, I am here."),
+    ("You are quick today.", "Thank you."),
+    ("See you tomorrow.", "See you tomorrow."),
+    ("I am tired.", "Then rest a little."),
 )
-KINDS = {"one call": 12, "several calls": 6, "result": 5, "second call": 3, "no call": 6}
+BESIDE = (
+    *((f"What is the capital of {country}?", f"{city}.") for country, city in CAPITALS.items()),
+    *((f"Who wrote {book}?", f"{name}.") for book, name in AUTHORS.items()),
+    *((f"How many legs does a {animal} have?", f"{number}.") for animal, number in LEGS.items()),
+    *((f"What is '{word}' in French?", f"{french.capitalize()}.") for word, french in FRENCH.items()),
+    *((f"Please {errand}.", f"I cannot {what} with the tools that I have.") for errand, what in ERRANDS.items()),
+    *SMALL_TALK,
+    *((f"Transfer {amount} euros to {name}.", "I cannot transfer money with the tools that I have.")
+      for amount, name in zip((20, 35, 50, 80, 120), NAMES, strict=False)),
+)  # fmt: skip
+"""What no tool does, each once."""
+KINDS = {"one call": 7, "several calls": 4, "result": 3, "second call": 2, "no call": 4}
 """Rows of each kind in each kit."""
 
 
@@ -158,7 +173,11 @@ def answered(tool: Tool, call: dict[str, Any], rng: random.Random) -> list[dict[
     ]
 
 
-def conversation(kind: str, kit: tuple[Tool, ...], rng: random.Random) -> list[dict[str, Any]]:
+def conversation(
+    kind: str, kit: tuple[Tool, ...], rng: random.Random, beside: list[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Messages of one row; a row that calls nothing takes its request from `beside`."""
+
     def ask(request: str) -> dict[str, Any]:
         return {"role": "user", "content": request}
 
@@ -166,7 +185,7 @@ def conversation(kind: str, kit: tuple[Tool, ...], rng: random.Random) -> list[d
         return {"role": "assistant", "content": "", "tool_calls": list(calls)}
 
     if kind == "no call":
-        request, said = rng.choice(BESIDE)
+        request, said = beside.pop()
         return [ask(request), {"role": "assistant", "content": said}]
     first, second = rng.choice(kit), rng.choice(kit)
     (call_1, request_1), (call_2, request_2) = draw(first, rng), draw(second, rng)
@@ -185,12 +204,13 @@ def conversation(kind: str, kit: tuple[Tool, ...], rng: random.Random) -> list[d
 def main() -> None:
     rng = random.Random(SEED)
     rows: list[dict[str, Any]] = []
+    beside = rng.sample(BESIDE, len(BESIDE))
     seen: set[str] = set()
     for name, kit in KITS.items():
         for kind, count in KINDS.items():
             for _ in range(count):
                 for _ in range(50):
-                    messages = conversation(kind, kit, rng)
+                    messages = conversation(kind, kit, rng, beside)
                     key = json.dumps(messages)
                     if name + key not in seen:
                         break
