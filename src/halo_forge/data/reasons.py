@@ -59,7 +59,9 @@ _DAMAGE = {
     "bad_content_type": "content is neither text nor a list of text parts",
     "empty_content": "a message or answer is empty",
     "bad_tool_call": "a tool call that cannot be read",
-    "bad_tools": "a tool description that cannot be read",
+    "bad_tools": "a tool description that cannot be read, or whose parameters are no JSON Schema",
+    "duplicate_tool": "two different tools of one name",
+    "no_tool_results": "calls over several turns without the results of the tools",
     "bad_weight": "a weight that is no number from 0 up",
     "bad_slices": "slices are not an object of labels",
     "system_not_first": "a system message after the first turn",
@@ -123,6 +125,9 @@ _MENDED = {
     "text_not_rendered": "the chat template leaves out text beside a tool call",
     "system_not_rendered": "the chat template leaves out the system message",
     "tools_not_rendered": "the chat template leaves out the tools",
+    "tool_schema_normalised": "a tool was described in another way than as a function with a JSON Schema",
+    "tool_type_unknown": "a tool has an argument of an unknown type, which may then be anything",
+    "duplicate_tool_dropped": "a tool stood twice among the tools",
 }
 _FLAGS = {
     "other_format": "read as another format than most rows of its file",
