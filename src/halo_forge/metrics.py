@@ -112,6 +112,29 @@ METRIC_FACTS: dict[str, MetricFact] = {
     "compile_rate": MetricFact(
         "Code compiles", "share of answers to rows with `tests` whose Python compiles", "higher", "rate",
     ),
+    "call_match": MetricFact(
+        "Right tool calls",
+        "share of rows wanting tool calls whose calls have the wanted names and arguments, as BFCL's checker compares",
+        "higher", "rate",
+    ),
+    "call_exact": MetricFact(
+        "Exactly the wanted tool calls",
+        "share of rows wanting tool calls whose calls are the wanted ones with the same JSON values", "higher", "rate",
+    ),
+    "call_valid": MetricFact(
+        "Tool calls fit their schemas",
+        "share of rows wanting tool calls that are answered by calls of offered tools which fit their JSON Schemas",
+        "higher", "rate",
+    ),
+    "irrelevance_accuracy": MetricFact(
+        "No call where none is wanted",
+        "share of rows offering tools and wanting no call that are answered without one", "higher", "rate",
+    ),
+    "multi_turn_match": MetricFact(
+        "Every turn right",
+        "share of rows with several turns and a tool call in which every turn calls what is wanted, or nothing",
+        "higher", "rate",
+    ),
     "markdown_valid": MetricFact(
         "Well-formed Markdown", "share of answers whose code fences, tables, links and bold marks are closed and whole",
         "higher", "rate",

@@ -18,10 +18,11 @@ from halo_forge.config.judge_section import JudgeSection
 from halo_forge.config.learning_rates import default_learning_rate
 from halo_forge.config.monitor_section import MonitorSection
 from halo_forge.config.section import Fraction, PositiveInt, Section
+from halo_forge.config.vision_section import VisionSection
 
 RowFormat = Literal[
     "auto", "messages", "sharegpt", "instruction", "prompt_completion", "question_answer", "query_response", "text",
-    "dolly", "openai_evals", "oasst", "segments", "preference", "xlam", "glaive", "speech", "prepared",
+    "dolly", "openai_evals", "oasst", "segments", "preference", "xlam", "glaive", "bfcl", "speech", "prepared",
 ]  # fmt: skip
 
 
@@ -32,6 +33,10 @@ class ModelSection(Section):
     """Branch, tag or commit of the Hub repository."""
     trust_remote_code: Literal[False] = False
     """Code from a model repository is never run; `true` is refused."""
+    tool_format: Literal["template", "auto", "tool_call_tags"] = "template"
+    """How tools and calls are written: as the model's own template does; `tool_call_tags` writes them into the system
+    message and as `<tool_call>{...}</tool_call>`, in the published template too; `auto` does so only where the model's
+    template leaves tools or calls out."""
     add_tokens: list[str] = []
     """Strings that become one new token each wherever they stand in a text. Their embeddings start as the mean of the
     others and are trained, under lora too."""
@@ -349,6 +354,7 @@ class Config(Section):
     lora: LoraSection = LoraSection()
     adapter: AdapterSection = AdapterSection()
     audio: AudioSection = AudioSection()
+    vision: VisionSection = VisionSection()
     output: OutputSection = OutputSection()
     evaluation: EvaluationSection = EvaluationSection()
     judge: JudgeSection = JudgeSection()

@@ -43,7 +43,7 @@ def code_fingerprint() -> str:
     package = Path(__file__).resolve().parents[1]
     files = [
         path
-        for room in ("data", "chat", "texts")
+        for room in ("data", "chat", "domains", "media", "texts")
         for path in sorted((package / room).rglob("*"))
         if path.suffix in _CODE
     ]

@@ -25,6 +25,7 @@ from halo_forge.data.overlap.benchmark_items import HOLDOUT
 from halo_forge.data.overlap.plain_text import plain_turns
 from halo_forge.data.reasons import DROPPING, REASONS
 from halo_forge.data.rules.answer_convention import CONTRADICTIONS, settle_answers, with_instruction
+from halo_forge.data.rules.calls import call_traits
 from halo_forge.data.rules.consistency import style_features
 from halo_forge.data.rules.quality import Inspector
 from halo_forge.data.rules.quality_rules import RULE
@@ -91,6 +92,7 @@ class Draft:
     hit: Hit | None = None
     language: str = ""
     style: int = 0
+    calls: int = 0
     ids: np.ndarray | None = None
     weights: np.ndarray | None = None
     media: tuple[Medium, ...] = ()
@@ -160,6 +162,7 @@ class RowWorker:
         if source.is_settled:
             draft.conversation, draft.prompt_key = converted.conversation, converted.prompt_key
             draft.style = style_features(converted.conversation)
+            draft.calls = call_traits(converted.conversation)
             return draft
         self._inspect(draft, converted)
         self._settle_answers(draft)
@@ -175,7 +178,7 @@ class RowWorker:
         draft.fixes = (*converted.fixes, *inspection.fixes)
         draft.flags = (*(flag for flag in converted.flags if flag not in RULE), *inspection.flags)
         draft.found, draft.language = dict(inspection.found), inspection.language or ""
-        draft.style = style_features(inspection.conversation)
+        draft.style, draft.calls = style_features(inspection.conversation), call_traits(inspection.conversation)
         if inspection.problem_code:
             draft.problem = RowError(inspection.problem_code, RULE[inspection.problem_code].meaning)
 

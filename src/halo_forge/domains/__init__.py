@@ -68,9 +68,12 @@ _ALL = (
     Domain(
         name="agentic",
         title="Agentic",
-        defaults=_defaults("Qwen/Qwen2.5-7B-Instruct", "xlam_sft", "models/agentic_sft", 2),
+        defaults={
+            **_defaults("Qwen/Qwen2.5-7B-Instruct", "xlam_sft", "models/agentic_sft", 2),
+            "model.tool_format": "auto",
+        },
         datasets=("xlam_sft", "glaive_sft"),
-        note="Tool calls are trained as text: what the model's own chat template makes of them.",
+        note="Calls are trained as the model's own template writes them, and held against their tools' schemas before.",
     ),
     Domain(
         name="vlm",

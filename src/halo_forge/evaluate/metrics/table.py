@@ -158,6 +158,11 @@ _SCORING: dict[str, tuple[Score | None, Applies]] = {
     "regex_match": (_regex, _with_pattern),
     "pass_at_1": (None, _always),  # of items, not of texts: code_scores.py
     "compile_rate": (None, _always),
+    "call_match": (None, _always),  # of turns and tools: call_scores.py
+    "call_exact": (None, _always),
+    "call_valid": (None, _always),
+    "irrelevance_accuracy": (None, _always),
+    "multi_turn_match": (None, _always),
     "markdown_valid": (lambda answer, reference, _: markdown_valid(answer.text), _markdown_references),
     "stop_rate": (lambda answer, reference, _: float(answer.stopped), _always),
     "repetition": (lambda answer, reference, _: repetition(answer.text), _always),
