@@ -47,6 +47,7 @@ def own_stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         directory = tmp_path_factory.mktemp("store")
         patch.setenv("HALO_FORGE_PREPARED", str(directory / "prepared"))
         patch.setenv("HALO_FORGE_EVALUATIONS", str(directory / "evaluations"))
+        patch.setenv("HALO_FORGE_MEDIA", str(directory / "media"))
         patch.delenv("COLUMNS", raising=False)
         yield
 
@@ -159,3 +160,24 @@ def tiny_model_dir(
         model.save_pretrained(directory)
         tiny_tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_whisper_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Whisper that hears one second (tests/speech_runs.py)."""
+    pytest.importorskip("soundfile")
+    from speech_runs import write_whisper
+
+    return write_whisper(tmp_path_factory.mktemp("tiny-whisper"))
+
+
+@pytest.fixture(scope="session")
+def whisper_tiny_path() -> Path:
+    """The converted Whisper tiny.en (from the cache; the first use on a machine converts it, seconds)."""
+    from halo_forge.models.embedded_whisper import packaged, packaged_model
+
+    model = packaged("whisper-tiny.en")
+    assert model is not None
+    if model.files() is None:
+        pytest.skip(f"its package is not installed ({model.install})")
+    return packaged_model(model)

@@ -15,12 +15,12 @@ from typing import Literal
 from halo_forge.artifacts import Direction
 
 Kind = Literal[
-    "rate", "fraction", "count", "perplexity", "general", "ratio", "classes", "precision", "probability"
+    "rate", "fraction", "count", "perplexity", "general", "ratio", "classes", "precision", "probability", "errors"
 ]  # fmt: skip
 """rate: 0 or 1 per item. fraction: in [0, 1] per item. count: any real per item. perplexity: from likelihoods, not from
 text. general: of the general texts, not of the holdout. ratio: all items' lengths over all items' lengths. classes: of
 the table of labels, not the mean of items. precision: a share of the items that the model itself picked out.
-probability: of the probabilities of all items together."""
+probability: of the probabilities of all items together. errors: all items' edits over all items' words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,29 @@ METRIC_FACTS: dict[str, MetricFact] = {
         "F1 over labels (macro)", "mean of the labels' F1, each label counting alike", "higher", "classes",
     ),
     "numeric_match": MetricFact(
-        "Right final number", "share of answers with the reference's final number (after ####, else the last number)",
+        "Right final number",
+        "share of answers with the reference's final number, however it is written (the marked one, else the last)",
         "higher", "rate",
+    ),
+    "answer_format": MetricFact(
+        "Ends in the answer convention",
+        "share of answers that end as their reference does: `#### 18`, `\\boxed{18}` or `The answer is: 18`",
+        "higher", "rate",
+    ),
+    "self_consistency": MetricFact(
+        "Right by majority of samples",
+        "share of prompts whose most frequent number in evaluation.self_consistency samples is the reference's",
+        "higher", "rate",
+    ),
+    "wer": MetricFact(
+        "Word error rate (WER)",
+        "wrong, missing and added words over the words that were said, after Whisper's normaliser", "lower", "errors",
+    ),
+    "cer": MetricFact(
+        "Character error rate (CER)", "the same for characters", "lower", "errors",
+    ),
+    "wer_raw": MetricFact(
+        "Word error rate as written", "word error rate with case and punctuation counted", "lower", "errors",
     ),
     "json_valid": MetricFact(
         "Valid JSON", "share of answers that are one JSON object or array", "higher", "rate",

@@ -44,6 +44,15 @@ def silent(event: str, fields: Mapping[str, Any]) -> None:
     """The default `notify`."""
 
 
+def cache_directory() -> Path:
+    """$HALO_FORGE_CACHE, or halo-forge/ in $XDG_CACHE_HOME, or ~/.cache/halo-forge."""
+    own = os.environ.get("HALO_FORGE_CACHE")
+    if own:
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "halo-forge"
+
+
 def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -231,7 +240,7 @@ class StopSignal:
             raise Interrupted(f"stopped by {self.requested}", fix=GOES_ON)
 
 
-IDENTITY_SECTIONS = ("model", "data", "training", "lora", "adapter")
+IDENTITY_SECTIONS = ("model", "data", "training", "lora", "adapter", "audio")
 """What a run is made of. Another evaluation, gate or release of the same training is still the same run."""
 
 
@@ -255,8 +264,8 @@ def claim(run: RunDirectory, resolved: ResolvedConfig, *, fresh: bool = False) -
     elif run.file("data/manifest.json").exists():  # before that there is nothing that other settings could spoil
         earlier = json.loads(record.read_bytes())["config"]
         changed = diff_configs(
-            {name: earlier.get(name, {}) for name in IDENTITY_SECTIONS},
-            {name: resolved.config.to_dict()[name] for name in IDENTITY_SECTIONS},
+            {name: earlier[name] for name in IDENTITY_SECTIONS if name in earlier},
+            {name: resolved.config.to_dict()[name] for name in IDENTITY_SECTIONS if name in earlier},
         )
         if changed:
             raise RunConflict(

@@ -11,7 +11,7 @@ the skeleton says goes to `encode`: a token across a border, a special token in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from halo_forge.chat.batch_rows import EncodedRows, KindRows, encode_groups, ranges
 from halo_forge.chat.byte_tokens import ByteTokens, learn_byte_tokens
-from halo_forge.chat.records import Conversation, TextPart
+from halo_forge.chat.records import Conversation, Example, Medium, TextPart
 from halo_forge.chat.skeleton import (
     DOCUMENT,
     THINKING,
@@ -50,6 +50,7 @@ class EncodedBatch:
     loss_weights  float32 [N]
     starts        int64 [num_rows + 1]
     problems      row -> why it was refused         notes  row -> what `Encoded.notes` would hold, where not empty
+    media         row -> the media of its example, where it has any
     num_fast, num_slow  rows (refused ones too) by the way they took
     warnings      what went otherwise than it should have, in words; the results are right all the same
     """
@@ -62,6 +63,17 @@ class EncodedBatch:
     num_fast: int
     num_slow: int
     warnings: tuple[str, ...] = ()
+    media: dict[int, tuple[Medium, ...]] = field(default_factory=dict)
+
+    def example(self, row: int, conversation_id: str) -> Example | None:
+        """The example of a row; None for a refused one."""
+        if row in self.problems:
+            return None
+        place = slice(int(self.starts[row]), int(self.starts[row + 1]))
+        return Example(
+            input_ids=self.ids[place], loss_weights=self.loss_weights[place], conversation_id=conversation_id,
+            media=self.media.get(row, ()),
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -318,6 +330,29 @@ def _assemble(
         num_fast=num_fast,
         num_slow=len(conversations) - num_fast,
         warnings=warnings,
+    )
+
+
+def encode_one_by_one(encode: Callable[[Conversation], Encoded], conversations: Sequence[Conversation]) -> EncodedBatch:
+    """The batch that `encode` gives row after row; a refused row is in `problems`."""
+    problems: dict[int, RowError] = {}
+    made: dict[int, Encoded] = {}
+    for row, conversation in enumerate(conversations):
+        try:
+            made[row] = encode(conversation)
+        except RowError as error:
+            problems[row] = error
+    ids, weights = ([getattr(one.example, name) for one in made.values()] for name in ("input_ids", "loss_weights"))
+    lengths = [len(made[row].example.input_ids) if row in made else 0 for row in range(len(conversations))]
+    return EncodedBatch(
+        ids=np.concatenate([np.zeros(0, np.int32), *ids]),
+        loss_weights=np.concatenate([np.zeros(0, np.float32), *weights]),
+        starts=np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64))),
+        problems=problems,
+        notes={row: one.notes for row, one in made.items() if one.notes},
+        num_fast=0,
+        num_slow=len(conversations),
+        media={row: one.example.media for row, one in made.items() if one.example.media},
     )
 
 

@@ -19,10 +19,17 @@ class TextPart:
     text: str
 
 
+MediaKind = Literal["image", "audio"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaPart:
-    kind: Literal["image", "audio"]
+    """An image or a sound in a message. As rows name it first; once the row is settled (media/store.py) `path` is an
+    absolute file, or `cache:<sha256>` for bytes that came inside a row, and `sha256` is that of its bytes."""
+
+    kind: MediaKind
     path: str
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +85,22 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Medium:
+    """An image or a sound that an example is read with.
+
+    path, sha256       where its bytes are, and their hash: what is read is what was prepared
+    place, num_tokens  its placeholders in input_ids: the first one, and how many; 0 and 0 where the model reads it
+                       beside the tokens (an encoder of its own)
+    """
+
+    kind: MediaKind
+    path: str
+    sha256: str
+    place: int = 0
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """Tokens of one conversation and what each contributes to the loss.
 
@@ -85,12 +108,14 @@ class Example:
     loss_weights  float32 [T]; loss_weights[t] weighs -log p(input_ids[t] | input_ids[:t]); 0 = not trained;
                   loss_weights[0] is always 0 because nothing predicts the first token
     source        name of the source that it comes from, "" without names
+    media         what else the model reads, in order
     """
 
     input_ids: np.ndarray
     loss_weights: np.ndarray
     conversation_id: str
     source: str = ""
+    media: tuple[Medium, ...] = ()
 
     def __post_init__(self) -> None:
         if self.input_ids.shape != self.loss_weights.shape or self.input_ids.ndim != 1:

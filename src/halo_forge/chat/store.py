@@ -9,8 +9,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from json.encoder import encode_basestring as quoted
 from pathlib import Path
@@ -19,7 +19,17 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from halo_forge.chat.records import Conversation, Example, MediaPart, Message, Part, SourceRef, TextPart, ToolCall
+from halo_forge.chat.records import (
+    Conversation,
+    Example,
+    MediaPart,
+    Medium,
+    Message,
+    Part,
+    SourceRef,
+    TextPart,
+    ToolCall,
+)
 from halo_forge.errors import DataError
 from halo_forge.runs import fsync_directory, sha256_bytes, write_atomic
 
@@ -32,6 +42,7 @@ EXAMPLE_SCHEMA = pa.schema(
         ("loss_weights", pa.list_(pa.float32())),
         ("num_supervised", pa.int32()),
         ("source", pa.string()),
+        ("media", pa.string()),  # JSON of the example's media, "" without any
     ]
 )
 
@@ -131,6 +142,7 @@ def write_examples(path: Path, examples: Iterable[Example]) -> str:
             _list_column([example.loss_weights for example in chunk], np.float32),
             pa.array([example.num_supervised_tokens for example in chunk], pa.int32()),
             pa.array([example.source for example in chunk], pa.string()),
+            pa.array([media_text(example.media) for example in chunk], pa.string()),
         ]
         writer.write(pa.RecordBatch.from_arrays(columns, schema=EXAMPLE_SCHEMA))
     return writer.close()
@@ -196,6 +208,7 @@ class _Columns:
     starts: np.ndarray
     num_supervised: np.ndarray
     sources: pa.StringArray
+    media: pa.StringArray
 
     @staticmethod
     def of(batch: pa.RecordBatch, path: Path) -> _Columns:
@@ -203,8 +216,8 @@ class _Columns:
         starts = ids.offsets.to_numpy()
         if not np.array_equal(starts, weights.offsets.to_numpy()):
             raise DataError("ids and loss weights differ in length", where=str(path), fix="run the data stage again")
-        columns = ids.values.to_numpy(), weights.values.to_numpy()
-        return _Columns(batch["conversation_id"], *columns, starts, batch["num_supervised"].to_numpy(), batch["source"])
+        columns = ids.values.to_numpy(), weights.values.to_numpy(), starts, batch["num_supervised"].to_numpy()
+        return _Columns(batch["conversation_id"], *columns, batch["source"], batch["media"])
 
     def example(self, row: int) -> Example:
         place = slice(int(self.starts[row]), int(self.starts[row + 1]))
@@ -213,7 +226,18 @@ class _Columns:
             loss_weights=self.weights[place],
             conversation_id=self.names[row].as_py(),
             source=self.sources[row].as_py(),
+            media=media_from_text(self.media[row].as_py()),
         )
+
+
+def media_text(media: Sequence[Medium]) -> str:
+    """An example's media as its column holds them."""
+    return _JSON.encode([asdict(medium) for medium in media]) if media else ""
+
+
+def media_from_text(text: str) -> tuple[Medium, ...]:
+    """What `media_text` wrote."""
+    return tuple(Medium(**medium) for medium in json.loads(text)) if text else ()
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
@@ -283,7 +307,7 @@ def _part_to_json(part: Part) -> dict[str, Any]:
     if isinstance(part, TextPart):
         return {"type": "text", "text": part.text}
     if isinstance(part, MediaPart):
-        return {"type": part.kind, "path": part.path}
+        return {"type": part.kind, "path": part.path, **({"sha256": part.sha256} if part.sha256 else {})}
     return {
         "type": "call",
         "name": part.name,
@@ -313,7 +337,7 @@ def _part_from_json(row: dict[str, Any]) -> Part:
         case "text":
             return TextPart(text=row["text"])
         case "image" | "audio":
-            return MediaPart(kind=row["type"], path=row["path"])
+            return MediaPart(kind=row["type"], path=row["path"], sha256=row.get("sha256", ""))
         case "call":
             return ToolCall(name=row["name"], arguments=row["arguments"], call_id=row.get("call_id"))
     raise ValueError(f"unknown part {row['type']!r}")

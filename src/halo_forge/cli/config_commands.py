@@ -75,14 +75,16 @@ def schema_command() -> None:
 @told_in_words
 def domains_command(as_json: JsonOption = False) -> None:
     """List the domains and what each trains."""
-    from halo_forge.domains import DOMAINS
+    from halo_forge.domains import all_domains
 
+    domains = all_domains().values()
     if as_json:
-        print_json([dataclasses.asdict(domain) | {"defaults": dict(domain.defaults)} for domain in DOMAINS.values()])
+        print_json([dataclasses.asdict(domain) | {"defaults": dict(domain.defaults)} for domain in domains])
         return
-    for domain in DOMAINS.values():
-        state = "" if domain.available else "  (later release)"
-        print(f"{domain.name:<10} {domain.title}{state}")
+    for domain in domains:
+        print(f"{domain.name:<10} {domain.title:<10} {domain.note}".rstrip())
+        if domain.model_types:
+            print(f"{'':<21} models: {', '.join(domain.model_types)}")
 
 
 @told_in_words

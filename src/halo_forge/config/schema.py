@@ -1,4 +1,4 @@
-"""The whole configuration: eleven sections, every key with its type, default, bounds and meaning.
+"""The whole configuration: twelve sections, every key with its type, default, bounds and meaning.
 
 Section and key names follow the documents the tool was asked for from; other tools' names for the same thing are
 accepted through `aliases.py`. Cross-key rules stand in the section they protect. No torch, no I/O.
@@ -11,17 +11,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from halo_forge.artifacts import Method
+from halo_forge.config.audio_section import AudioSection
 from halo_forge.config.gate_section import GateRule as GateRule
 from halo_forge.config.gate_section import GateSection as GateSection
 from halo_forge.config.judge_section import JudgeSection
 from halo_forge.config.learning_rates import default_learning_rate
 from halo_forge.config.monitor_section import MonitorSection
 from halo_forge.config.section import Fraction, PositiveInt, Section
+from halo_forge.config.vision_section import VisionSection
 
 RowFormat = Literal[
     "auto", "messages", "sharegpt", "instruction", "prompt_completion", "question_answer", "query_response", "text",
-    "dolly", "openai_evals", "oasst", "segments", "preference", "xlam", "glaive", "bfcl",
-    "prepared",
+    "dolly", "openai_evals", "oasst", "segments", "preference", "xlam", "glaive", "bfcl", "speech", "prepared",
 ]  # fmt: skip
 
 
@@ -132,6 +133,11 @@ class DataSection(Section):
     """Which turns are trained, or a list of the roles whose turns are. `all` trains every token after the first."""
     reasoning: Literal["keep", "strip", "require"] = "keep"
     """Reasoning of assistant turns: rendered as the template does, left out, or every row must have it."""
+    final_answer: Literal["keep", "hashes", "boxed", "sentence"] = "keep"
+    """How answers end: `#### 18` (hashes), `\\boxed{18}` (boxed) or `The answer is: 18` (sentence). Answers in another
+    of these are rewritten; `keep` leaves all rows as they are."""
+    answer_instruction: bool = True
+    """With final_answer: tell the model, behind each question whose answer ends in it, how to end."""
     num_workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that prepare rows; 0 prepares in this one. Default: one per core for large inputs."""
 
@@ -319,6 +325,9 @@ class EvaluationSection(Section):
     """Prompt suites that base and tuned answer too: names that `halo-forge suites list` shows, or JSONL files."""
     benchmarks: list[str] = []
     """Benchmarks that both run, whole: of `halo-forge bench list`, or tasks of lm-eval. Rows as for `bench run`."""
+    self_consistency: Annotated[int, Field(ge=2, le=64)] | None = None
+    """Also sample this many answers a prompt, where the reference has a final number, and score their most frequent
+    number (temperature 0.7). Default: greedy answers only."""
     sample_prompts: Annotated[int, Field(ge=0)] = 3
     """Validation prompts that are answered at every validation, kept in samples.jsonl; 0 answers none."""
     sample_tokens: PositiveInt = 48
@@ -344,6 +353,8 @@ class Config(Section):
     training: TrainingSection = TrainingSection()
     lora: LoraSection = LoraSection()
     adapter: AdapterSection = AdapterSection()
+    audio: AudioSection = AudioSection()
+    vision: VisionSection = VisionSection()
     output: OutputSection = OutputSection()
     evaluation: EvaluationSection = EvaluationSection()
     judge: JudgeSection = JudgeSection()

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from halo_forge.errors import DataError
+from halo_forge.runs import cache_directory
 
 DIRECTORY = "holdouts"
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -105,7 +106,5 @@ def _path(holdout_sha256: str, cache_dir: Path | None) -> Path:
     if not _SHA256.match(holdout_sha256):
         raise DataError("this is not the hash of a holdout", where=ascii(holdout_sha256[:80]), expected="a sha256")
     if cache_dir is None:
-        from halo_forge.models.embedded import cache_directory
-
         cache_dir = cache_directory()
     return cache_dir / DIRECTORY / f"{holdout_sha256}.jsonl"

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from halo_forge.chat.records import Conversation
-from halo_forge.chat.store import conversation_line
+from halo_forge.chat.store import conversation_line, media_text
 from halo_forge.data.overlap.near_duplicates import NUM_BANDS, fingerprints
 from halo_forge.data.row_work import Draft
 from halo_forge.data.split import group_key
@@ -56,6 +56,7 @@ SCHEMA = pa.schema(
         ("num_supervised", pa.int32()),
         ("input_ids", pa.list_(pa.int32())),
         ("loss_weights", pa.list_(pa.float32())),
+        ("media", pa.string()),  # of the example, as its column in the split file
     ]
 )
 MAX_RAW_CHARS = 2**20
@@ -103,6 +104,7 @@ def part_of(drafts: Sequence[Draft]) -> pa.RecordBatch:
         "num_supervised": pa.array(_counts([row > 0 for row in weights]), pa.int32()),
         "input_ids": _lists(ids, np.int32),
         "loss_weights": _lists(weights, np.float32),
+        "media": pa.array([media_text(draft.media) for draft in drafts], pa.string()),
     }  # fmt: skip
     return pa.RecordBatch.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 

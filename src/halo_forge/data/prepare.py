@@ -40,6 +40,7 @@ from halo_forge.data.row_work import WorkOrder
 from halo_forge.data.split_files import write_splits
 from halo_forge.data.verdict import refuse_decided, refuse_part, refuse_unusable
 from halo_forge.data.workers import PartMaker
+from halo_forge.domains.media import media_inputs_sha256, open_media
 from halo_forge.errors import DataError, RunConflict
 from halo_forge.runs import (
     Notify,
@@ -52,7 +53,7 @@ from halo_forge.runs import (
     write_artifact,
 )
 
-CODE_SCHEMA = 4
+CODE_SCHEMA = 5
 """Raised when the same inputs give other files, so that a run directory's old ones are not taken for current."""
 MANIFEST, LEDGER, QUARANTINE = "data/manifest.json", "data/ledger.jsonl", "data/quarantine.jsonl"
 UNREAD_SETTINGS = frozenset({"train_file", "dataset", "validation_file", "holdout_file", "num_workers"})
@@ -145,6 +146,9 @@ def _inputs(config: Config, sources: list[Source], benchmarks: list[Benchmark], 
     inputs |= {f"data.{key}": sha256_json(value) for key, value in settings.items()}
     inputs |= {f"benchmark:{found.name}": found.sha256 for found in benchmarks}
     inputs["template"], inputs["tokenizer"] = template_sha256(tokenizer), tokenizer_sha256(tokenizer)
+    media = open_media(config, tokenizer)
+    if media is not None:
+        inputs["media"] = media_inputs_sha256(media, tokenizer)
     inputs["code"] = sha256_json(CODE_SCHEMA)
     return inputs
 
@@ -231,7 +235,7 @@ class _Preparation:
         data = self.config.data
         kept.parts.mkdir(exist_ok=True)
         order = WorkOrder(
-            data=data, actions=self.actions, tokenizer=self.tokenizer,
+            data=data, actions=self.actions, tokenizer=self.tokenizer, media=open_media(self.config, self.tokenizer),
             benchmarks=BenchmarkIndex.build(self.benchmarks) if self.benchmarks else None,
         )  # fmt: skip
         return PartMaker(kept.parts, order, row_sources(read), data.num_workers, self.notify, self.check)

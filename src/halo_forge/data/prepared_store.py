@@ -18,7 +18,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from halo_forge.runs import Notify, sha256_file, sha256_json
+from halo_forge.runs import Notify, cache_directory, sha256_file, sha256_json
 
 MANIFEST = "manifest.json"
 MAX_SETS = 12
@@ -34,8 +34,6 @@ def store_directory() -> Path:
     named = os.environ.get("HALO_FORGE_PREPARED")
     if named:
         return Path(named).expanduser()
-    from halo_forge.models.embedded import cache_directory
-
     return cache_directory() / "prepared"
 
 
@@ -43,7 +41,12 @@ def store_directory() -> Path:
 def code_fingerprint() -> str:
     """Hash of the code that turns rows into examples, and the versions of the libraries that it rests on."""
     package = Path(__file__).resolve().parents[1]
-    files = [path for room in ("data", "chat") for path in sorted((package / room).rglob("*")) if path.suffix in _CODE]
+    files = [
+        path
+        for room in ("data", "chat", "domains", "media", "texts")
+        for path in sorted((package / room).rglob("*"))
+        if path.suffix in _CODE
+    ]
     versions = {}
     for name in _LIBRARIES:
         try:

@@ -72,7 +72,27 @@ _DAMAGE = {
     "tool_call_without_result": "a tool call that nothing answers",
     "empty_conversation": "no messages",
     "mixed_document": "a plain text among messages",
-    "media_unsupported": "an image or audio in a text run",
+    "media_unsupported": "an image or audio that the model cannot read",
+    "media_missing": "an image or audio that is not there or cannot be read",
+    "media_too_large": "an image or audio of more bytes than are read",
+    "media_count_mismatch": "more markers than images or sounds, or fewer",
+    "media_not_rendered": "the chat template leaves out an image or sound",
+    "media_truncated": "the limit of length would cut an image or sound",
+    "url_refused": "an address instead of a file: nothing is downloaded for a row",
+    "audio_broken": "not a sound that can be read, or one that breaks off",
+    "audio_empty": "a sound of 0 samples",
+    "audio_not_finite": "a sound with samples that are no numbers",
+    "audio_rate": "a sampling rate that is missing or no rate",
+    "audio_too_large": "a sound of more bytes than are read",
+    "audio_missing": "a row for a speech model without a sound",
+    "audio_several": "several sounds or transcripts in one row for a model that hears one",
+    "audio_instruction": "text beside the sound, for a model that only hears",
+    "audio_times": "audio.timestamps is on, and the text's times are missing or wrong",
+    "image_broken": "an image that cannot be decoded, or without pixels",
+    "image_format": "no image, or one of a format that is not read",
+    "image_too_large": "an image of more bytes than are read",
+    "image_bomb": "an image of more pixels than are decoded",
+    "image_refused": "the model's image processor refuses the image",
     "template_refused": "the chat template refuses the row",
     "mask_disagreement": "the two derivations of the mask differ",
     "stop_token_untrained": "no trained token would end the answer",
@@ -87,6 +107,11 @@ _DAMAGE = {
 _MENDED = {
     "bom_removed": "the file began with a byte order mark, which is left out",
     "role_normalised": "a role was written in another way",
+    "media_placed_first": "images without a place of their own stand before the question",
+    "image_turned": "an image is turned as its camera says",
+    "image_first_frame": "of an animation the first frame is read",
+    "image_flattened": "a transparent image is laid on white",
+    "image_8_bit": "an image of 16 bits a channel is read in 8",
     "nul_removed": "NUL characters are left out",
     "empty_system_dropped": "an empty system message is left out",
     "turns_joined": "two turns of one side in a row became one",
@@ -95,6 +120,7 @@ _MENDED = {
     "json_text_parsed": "the messages were a list inside a string",
     "special_tokens_neutralised": "special tokens in the content are encoded as ordinary text",
     "truncated": "cut at data.max_seq_length",
+    "times_removed": "times in the transcript are left out (audio.timestamps is off)",
     "reasoning_not_rendered": "the chat template leaves out the reasoning",
     "text_not_rendered": "the chat template leaves out text beside a tool call",
     "system_not_rendered": "the chat template leaves out the system message",
@@ -112,6 +138,7 @@ _POLICY = {
     "in_holdout": "its prompt stands in the holdout",
     "in_validation": "its prompt stands in the validation file",
     "too_long": "longer than data.max_seq_length",
+    "audio_too_long": "a sound longer than the model hears at once",
     "no_supervised_tokens_after_truncation": "nothing that is trained stands before the cut",
     "not_sampled": "not in its source's share of the mix",
     "rejected_answer": "an answer marked as rejected, with none beside it to learn from",
@@ -126,6 +153,30 @@ _COPIES: dict[str, tuple[Kind, str, RowAction, tuple[RowAction, ...]]] = {
     "contradiction": ("quality", "the same prompt has another answer elsewhere", "keep", ("keep", *DROPPING)),
 }
 
+_FINAL_ANSWERS: dict[str, tuple[Kind, str, RowAction, tuple[RowAction, ...]]] = {
+    "final_answer_rewritten": (
+        "mended", "its final answer is told in the convention of data.final_answer", "fix", ("fix", *DROPPING)
+    ),
+    "calculator_annotations": (
+        "quality", "an answer holds annotations for a calculator (<<48/2=24>>), which the mend takes out", "fix",
+        ("keep", "fix", *DROPPING),
+    ),
+    "no_final_answer": (
+        "quality", "its last answer marks no final answer, so its question asks for none", "keep", ("keep", *DROPPING)
+    ),
+    "final_answer_no_number": (
+        "quality", "its final answer is no number that can be read; numeric_match says nothing about it", "keep",
+        ("keep", *DROPPING),
+    ),
+    "several_final_answers": (
+        "quality", "its last answer gives final answers that differ", "skip", ("keep", *DROPPING)
+    ),
+    "other_convention_asked": (
+        "quality", "it asks for another form of the final answer than data.final_answer", "skip", ("keep", *DROPPING)
+    ),
+}  # fmt: skip
+"""Found only where data.final_answer names a convention."""
+
 
 def _table() -> dict[str, Reason]:
     reasons = [
@@ -139,7 +190,10 @@ def _table() -> dict[str, Reason]:
             Reason(code=c, kind="flag", meaning=m, default="keep", allowed=("keep", *DROPPING))
             for c, m in _FLAGS.items()
         ),
-        *(Reason(code=c, kind=k, meaning=m, default=d, allowed=a) for c, (k, m, d, a) in _COPIES.items()),
+        *(
+            Reason(code=c, kind=k, meaning=m, default=d, allowed=a)
+            for c, (k, m, d, a) in (_COPIES | _FINAL_ANSWERS).items()
+        ),
         *(Reason(code=r.code, kind=r.kind, meaning=r.meaning, default=r.default, allowed=r.allowed) for r in RULES),
     ]
     return {reason.code: reason for reason in reasons}

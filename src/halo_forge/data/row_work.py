@@ -8,13 +8,15 @@ all rows (duplicates, splits, the mix) is decided afterwards from the parts' col
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from halo_forge.chat.records import Conversation
+from halo_forge.chat.records import Conversation, MediaKind, Medium
 from halo_forge.config.schema import DataSection, RowAction, RowFormat
 from halo_forge.data.conversion.formats import Converted, convert
 from halo_forge.data.conversion.identity import conversation_id
@@ -22,18 +24,20 @@ from halo_forge.data.files.rows import Row
 from halo_forge.data.overlap.benchmark_items import HOLDOUT
 from halo_forge.data.overlap.plain_text import plain_turns
 from halo_forge.data.reasons import DROPPING, REASONS
+from halo_forge.data.rules.answer_convention import CONTRADICTIONS, settle_answers, with_instruction
 from halo_forge.data.rules.calls import call_traits
 from halo_forge.data.rules.consistency import style_features
 from halo_forge.data.rules.quality import Inspector
 from halo_forge.data.rules.quality_rules import RULE
 from halo_forge.data.split import row_label
 from halo_forge.errors import RowError
+from halo_forge.media.store import has_media, media_parts, settle_media
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from halo_forge.chat import ChatEncoder
     from halo_forge.data.overlap.contamination import BenchmarkIndex, Hit
+    from halo_forge.domains.media import Encoder, Media
 
 ENCODER_FLAGS = frozenset({"merged_boundary"})
 """Notes of the encoder that change nothing about what is said; its others (text left out, cut, respelled) do."""
@@ -58,12 +62,14 @@ class RowSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkOrder:
-    """Everything that rows are worked on with; picklable. Without a tokenizer rows are checked, not encoded."""
+    """Everything that rows are worked on with; picklable. Without a tokenizer rows are checked, not encoded; without
+    media (eyes or ears of the model) rows with an image or audio are refused."""
 
     data: DataSection
     actions: Mapping[str, RowAction]
     benchmarks: BenchmarkIndex | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    media: Media | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,6 +95,7 @@ class Draft:
     calls: int = 0
     ids: np.ndarray | None = None
     weights: np.ndarray | None = None
+    media: tuple[Medium, ...] = ()
 
 
 class RowWorker:
@@ -97,8 +104,10 @@ class RowWorker:
     def __init__(self, order: WorkOrder) -> None:
         self.order = order
         self.inspector = Inspector(order.actions, order.data.languages)
-        self.encoder: ChatEncoder | None = None
-        if order.tokenizer is not None:
+        self.encoder: Encoder | None = None
+        if order.media is not None:
+            self.encoder = order.media.encoder(order.data)
+        elif order.tokenizer is not None:
             from halo_forge.chat import ChatEncoder
 
             data = order.data
@@ -136,7 +145,10 @@ class RowWorker:
             return draft
         data = self.order.data
         try:
-            converted = convert(row, source.format, data.system_prompt, mixed=source.mixed)
+            media = self.order.media
+            converted = convert(row, source.format, data.system_prompt, mixed=source.mixed, media=media is not None)
+            if media is not None and has_media(converted.conversation):
+                converted = _with_media(converted, row, media.kind)
             draft.group, draft.stratum = (
                 row_label(row.value or {}, name, source.label) if name else None
                 for name in (data.split_by, data.stratify_by)
@@ -153,6 +165,7 @@ class RowWorker:
             draft.calls = call_traits(converted.conversation)
             return draft
         self._inspect(draft, converted)
+        self._settle_answers(draft)
         if draft.conversation is not None and (source.name or source.loss_weight != 1.0):
             draft.conversation = _of_source(draft.conversation, source)
         return draft
@@ -168,6 +181,20 @@ class RowWorker:
         draft.style, draft.calls = style_features(inspection.conversation), call_traits(inspection.conversation)
         if inspection.problem_code:
             draft.problem = RowError(inspection.problem_code, RULE[inspection.problem_code].meaning)
+
+    def _settle_answers(self, draft: Draft) -> None:
+        """The final answer in the convention of data.final_answer, and the question that asks for it."""
+        convention, before = self.order.data.final_answer, draft.conversation
+        if convention == "keep" or before is None or draft.problem is not None or before.messages[0].role == "document":
+            return
+        settled = settle_answers(before, convention, self.order.actions)
+        conversation = settled.conversation
+        draft.fixes, draft.flags = (*draft.fixes, *settled.fixes), (*draft.flags, *settled.flags)
+        draft.found |= settled.found
+        if self.order.data.answer_instruction and CONTRADICTIONS.isdisjoint(settled.flags):
+            conversation = with_instruction(conversation, convention)
+        if conversation is not before:
+            draft.conversation = replace(conversation, id=conversation_id(conversation))
 
     def _compare_with_benchmarks(self, drafts: list[Draft]) -> None:
         assert self.order.benchmarks is not None
@@ -193,9 +220,23 @@ class RowWorker:
                 continue
             place = slice(int(batch.starts[at]), int(batch.starts[at + 1]))
             draft.ids, draft.weights = batch.ids[place], batch.loss_weights[place]
+            draft.media = batch.media.get(at, ())
         for at, notes in batch.notes.items():
             drafts[at].flags += tuple(note for note in notes if note in ENCODER_FLAGS)
             drafts[at].fixes += tuple(note for note in notes if note not in ENCODER_FLAGS)
+
+
+def _with_media(converted: Converted, row: Row, kind: MediaKind) -> Converted:
+    """With every image or sound of the row found and named by its content: the same question about two pictures is two
+    questions, and the same picture under two names is one. Raises RowError."""
+    for part in media_parts(converted.conversation.messages):
+        if part.kind != kind:
+            raise RowError("media_unsupported", f"the row holds {part.kind}, and the model reads {kind}")
+    settled = settle_media(converted.conversation, Path(row.path).parent)
+    first_answer = next((at for at, turn in enumerate(settled.messages) if turn.role == "assistant"), None)
+    asked = [converted.prompt_key, *(part.sha256 for part in media_parts(settled.messages[:first_answer]))]
+    key = hashlib.sha256(" ".join(asked).encode()).hexdigest()
+    return replace(converted, conversation=replace(settled, id=conversation_id(settled)), prompt_key=key)
 
 
 def _is_compared(source: RowSource) -> bool:

@@ -15,7 +15,7 @@ from halo_forge.data.ledger import LineWriter
 from halo_forge.data.parts import Part
 from halo_forge.data.split import SPLITS
 
-WIDE = ("source", "id", "conversation", "num_tokens", "num_supervised", "input_ids", "loss_weights")
+WIDE = ("source", "id", "conversation", "num_tokens", "num_supervised", "input_ids", "loss_weights", "media")
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class _SplitWriter:
         self.supervised_tokens += int(batch["num_supervised"].to_numpy().sum())
         self.conversations.write(_concatenated(batch["conversation"]))
         columns = [batch[name] for name in ("id", "input_ids", "loss_weights", "num_supervised")]
-        columns.append(source_names.take(batch["source"]))
+        columns += [source_names.take(batch["source"]), batch["media"]]
         self.examples.write(pa.RecordBatch.from_arrays(columns, schema=EXAMPLE_SCHEMA))
 
 

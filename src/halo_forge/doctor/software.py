@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from halo_forge.doctor.finding import PACKAGE, Finding
 from halo_forge.doctor.hardware import existing_parent
+from halo_forge.runs import cache_directory
 
 if TYPE_CHECKING:
     from halo_forge.sandbox.selftest import SandboxStatus
@@ -21,8 +22,6 @@ HUB_TIMEOUT_S = 2.0
 
 def caches_findings() -> Iterable[Finding]:
     from huggingface_hub import constants
-
-    from halo_forge.models.embedded import cache_directory
 
     for variable, path in (("HALO_FORGE_CACHE", cache_directory()), ("HF_HOME", Path(constants.HF_HUB_CACHE))):
         yield judge_cache(variable, path)
@@ -127,7 +126,7 @@ def _converted() -> bool:
     from halo_forge.models import embedded
 
     pattern = f"{embedded.NAME}-*-{embedded.CONVERSION}"
-    return any(path.is_dir() for path in (embedded.cache_directory() / "models").glob(pattern))
+    return any(path.is_dir() for path in (cache_directory() / "models").glob(pattern))
 
 
 def extras_findings() -> Iterable[Finding]:

@@ -25,14 +25,14 @@ import torch
 from halo_forge.chat.records import Example
 from halo_forge.models.forward import language_model
 from halo_forge.models.generate import Prompt
-from halo_forge.runs import library_versions, sha256_bytes, sha256_file, sha256_json
+from halo_forge.runs import cache_directory, library_versions, sha256_bytes, sha256_file, sha256_json
 
 VALUES_PER_TENSOR = 1024
 DECISIVE_LIBRARIES = ("torch", "transformers", "peft")
 DECISIVE_FILES = (
     "models/generate.py", "models/kv_cache.py", "models/forward.py", "evaluate/heldout.py", "evaluate/answer_cache.py",
     "evaluate/retention.py", "models/fast/generation.py", "models/fast/scoring.py", "models/fast/decoder.py",
-    "models/fast/attention.py", "evaluate/bench/own_model.py",
+    "models/fast/attention.py", "models/sampling.py", "evaluate/bench/own_model.py",
 )  # fmt: skip
 """Files whose change makes kept results worthless."""
 
@@ -50,8 +50,6 @@ MAX_SHARED_MODELS = 24
 def shared_directory(otherwise: Path) -> Path:
     """Where all runs keep what base models said: $HALO_FORGE_EVALUATIONS, or `evaluations` in the cache. `otherwise`
     where that cannot be written."""
-    from halo_forge.models.embedded import cache_directory
-
     named = os.environ.get("HALO_FORGE_EVALUATIONS")
     directory = Path(named).expanduser() if named else cache_directory() / "evaluations"
     with suppress(OSError):
@@ -133,11 +131,13 @@ def _read_results(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def prompt_key(prompt: Prompt) -> str:
-    return sha256_json([list(prompt.token_ids), sorted(prompt.stop_token_ids)])
+    seen = [medium.sha256 for medium in prompt.media]
+    return sha256_json([list(prompt.token_ids), sorted(prompt.stop_token_ids), *([seen] if seen else [])])
 
 
 def example_key(example: Example) -> str:
-    return sha256_bytes(example.input_ids.tobytes() + (example.loss_weights > 0).tobytes())
+    seen = "".join(medium.sha256 for medium in example.media).encode()
+    return sha256_bytes(example.input_ids.tobytes() + (example.loss_weights > 0).tobytes() + seen)
 
 
 def cache_name(model: torch.nn.Module, settings: dict[str, Any], *, adapters: bool) -> str:

@@ -124,6 +124,8 @@ def compare_metrics(
             rows += _compare_nll(name, base, tuned, how)
         elif kind == "ratio":
             rows += _compare_lengths(name, scored, how)
+        elif kind == "errors":
+            rows += _compare_errors(name, scored, how)
         elif kind == "classes":
             rows += _compare_classes(name, scored, how)
         else:
@@ -195,6 +197,22 @@ def _compare_lengths(name: str, scored: Scored, how: Comparing) -> tuple[Compari
         return comparison_of(name, "none", estimate, int(of.sum()), (0, 0))
 
     return over_slices(compare, usable & (against > 0), how.slices, how.is_subsampled)
+
+
+def _compare_errors(name: str, scored: Scored, how: Comparing) -> tuple[Comparison, ...]:
+    """All edits over all words (or characters) of the references; items are resampled whole."""
+    base, tuned, num_units = scored.base[name], scored.tuned[name], scored.units[name]
+    usable = ~(np.isnan(base) | np.isnan(tuned)) & (num_units > 0)
+
+    def compare(chosen: BoolArray) -> Comparison:
+        of = chosen & usable
+        if not of.any():
+            return not_compared(name, "not_measured", "no answer was generated that this metric applies to")
+        estimate = compare_ratios(base[of] * num_units[of], tuned[of] * num_units[of], num_units[of], how.resampling)
+        changes = int((tuned < base)[of].sum()), int((tuned > base)[of].sum())
+        return comparison_of(name, METRICS[name].direction, estimate, int(of.sum()), changes)
+
+    return over_slices(compare, usable, how.slices, how.is_subsampled)
 
 
 def _compare_classes(name: str, scored: Scored, how: Comparing) -> tuple[Comparison, ...]:

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from halo_forge.artifacts import Comparison, EvalReport, PreparedData, TrainedModel
 from halo_forge.config.schema import Config
+from halo_forge.domains.media import open_media
 from halo_forge.errors import OutOfMemory
 from halo_forge.evaluate.answer_cache import forget_oldest, shared_directory
 from halo_forge.evaluate.baseline import baseline_metrics
@@ -29,6 +31,7 @@ from halo_forge.evaluate.items import Item, conversations_to_items, read_holdout
 from halo_forge.evaluate.measure import Asking, Measured, Measuring, measure_model
 from halo_forge.evaluate.metrics import METRICS, Answer, Given, OwnScorer, load_scorers
 from halo_forge.evaluate.metrics.formats import compile_pattern
+from halo_forge.evaluate.metrics.transcripts import Normalising
 from halo_forge.evaluate.retention import (
     Retention,
     base_predictions,
@@ -37,6 +40,7 @@ from halo_forge.evaluate.retention import (
     measure_retention,
 )
 from halo_forge.evaluate.score import Scored, score_items
+from halo_forge.evaluate.self_consistency import sample_answers
 from halo_forge.evaluate.slices import slice_items
 from halo_forge.evaluate.statistics import Resampling
 from halo_forge.evaluate.suites.stage import compare_suites, split_measured, suite_questions, write_suite_answers
@@ -54,6 +58,7 @@ from halo_forge.runs import (
     write_json,
 )
 from halo_forge.suites.suite import load_suites
+from halo_forge.texts.final_answers import final_number
 from halo_forge.texts.json_schema import load_schema
 
 REPORT, ANSWERS, FLIPS, CACHE = "eval/report.json", "eval/answers.jsonl", "eval/flips.jsonl", "eval/cache"
@@ -89,12 +94,14 @@ def evaluate(
         report = report.model_copy(update={"comparisons": _nothing_compared(config, own)})
         run.file(SCORES).unlink(missing_ok=True)
         return _write(config, run, trained, report, ("", ""), start)
-    asked = conversations_to_items(conversations, config, prepared, tokenizer)
+    how = _measuring(config, run, trained, tokenizer, notify, check)
+    asked = conversations_to_items(conversations, config, prepared, tokenizer, how.media)
+    if how.media is not None and how.media.kind == "audio":
+        given = replace(given, speech=normalising_of(config))
     questions = suite_questions(suites, tokenizer, prepared.max_seq_length)
     items = asked.items
     for note in (*asked.notes, *questions.notes):
         notify("note", {"text": note})
-    how = _measuring(config, run, trained, tokenizer, notify, check)
     both = _measure_both(models, [*items, *asked.earlier, *questions.questions], prepared, how)
     (base, base_more), (tuned, tuned_more) = (split_measured(measured, len(items)) for measured in both[:2])
     (base_turns, base_said), (tuned_turns, tuned_said) = (
@@ -142,6 +149,12 @@ def check_evaluation(config: Config) -> tuple[Given, tuple[OwnScorer, ...]]:
     return given, load_scorers(settings.scorers)
 
 
+def normalising_of(config: Config) -> Normalising:
+    """How transcripts are normalised: as English where that is what the model is to write."""
+    told = (config.audio.language or "en").lower()
+    return "english" if told in ("en", "english") or config.audio.task == "translate" else "basic"
+
+
 def _measuring(
     config: Config,
     run: RunDirectory,
@@ -158,19 +171,23 @@ def _measuring(
         shared_cache=shared_directory(otherwise=run.file(CACHE)),
         notify=notify,
         check=check,
+        media=open_media(config, tokenizer),
     )
 
 
 def _measure_both(
     models: ModelPair, items: Sequence[Asking], prepared: PreparedData, how: Measuring
 ) -> tuple[Measured, Measured, Retention | None]:
-    texts = general_examples(how.tokenizer, prepared.max_seq_length)
+    reads_text = how.media is None or how.media.reads_text
+    texts = general_examples(how.tokenizer, prepared.max_seq_length) if reads_text else []
     with memory_told_in_words():
         with models.base() as model:
             base = measure_model(model, "base", items, how)
+            base = replace(base, samples=sample_answers(model, "base", items, base.cache, how))
             said = base_predictions(model, texts, base.cache, how) if texts else None
         with models.tuned() as model:
             tuned = measure_model(model, "tuned", items, how)
+            tuned = replace(tuned, samples=sample_answers(model, "tuned", items, tuned.cache, how))
             general = measure_retention(model, texts, said, tuned.cache, how) if said else None
     return base, tuned, general
 
@@ -248,8 +265,8 @@ def _answer_lines(
             "prompt": item.prompt_text,
             "reference": item.reference,
             "slices": dict(item.labels),
-            "base": _answer_record(base_answer, _item_scores(index, base, scored.base)),
-            "tuned": _answer_record(tuned_answer, _item_scores(index, tuned, scored.tuned)),
+            "base": _answer_record(base_answer, _item_scores(index, base, scored.base)) | _sampled(index, base),
+            "tuned": _answer_record(tuned_answer, _item_scores(index, tuned, scored.tuned)) | _sampled(index, tuned),
         }
         places = [turn.place for turn in item.task.turns if turn.place is not None] if item.task else []
         if places:
@@ -280,6 +297,14 @@ def _item_scores(index: int, measured: Measured, scores: dict[str, Any]) -> dict
 
 def _answer_record(answer: Answer, scores: dict[str, float]) -> dict[str, Any]:
     return {"text": answer.text, "stopped": answer.stopped, "num_tokens": answer.num_tokens, "scores": scores}
+
+
+def _sampled(index: int, measured: Measured) -> dict[str, Any]:
+    """The final numbers of an item's samples, null for a sample without one."""
+    texts = measured.samples[index] if measured.samples else ()
+    return (
+        {"samples": [None if said is None else str(said.value) for said in map(final_number, texts)]} if texts else {}
+    )
 
 
 def _forget_other_caches(how: Measuring, used: set[Path]) -> None:

@@ -17,6 +17,8 @@ import torch
 from transformers import PreTrainedModel
 
 from halo_forge.chat.records import Example
+from halo_forge.domains.alone import documents
+from halo_forge.domains.media import Media
 from halo_forge.models.forward import Precision, computing_in, keep_going, language_model, padded_attention
 
 LOGITS_PER_CHUNK = 16_000_000
@@ -32,6 +34,7 @@ def answer_nll(
     precision: Precision = "float32",
     on_batch: Callable[[list[int], npt.NDArray[np.float64]], None] | None = None,
     check: Callable[[], None] = keep_going,
+    media: Media | None = None,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """(nll_sum float64 [N] in nats, num_tokens int64 [N]) over the supervised tokens of each example.
 
@@ -43,11 +46,16 @@ def answer_nll(
     nll_sums = np.zeros(len(examples), dtype=np.float64)
     num_tokens = np.array([example.num_supervised_tokens for example in examples], dtype=np.int64)
     with torch.no_grad(), padded_attention(inner), computing_in(precision, inner):
-        head_is_plain = bool(examples) and logits_are_head_of_hidden(inner, examples[0])
+        head_is_plain = bool(examples) and media is None and logits_are_head_of_hidden(inner, examples[0])
         for indices in batches_by_length([len(example.input_ids) for example in examples], max_tokens_per_batch):
             check()
             batch = [examples[index] for index in indices]
-            sums = _batch_nll(inner, batch) if head_is_plain else [_single_nll(inner, example) for example in batch]
+            if media is not None:
+                sums = _nll_with_media(model, batch, media)
+            elif head_is_plain:
+                sums = _batch_nll(inner, batch)
+            else:
+                sums = [_single_nll(inner, example) for example in batch]
             nll_sums[indices] = sums
             if on_batch is not None:
                 on_batch(indices, nll_sums[indices])
@@ -68,12 +76,23 @@ def batches_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[
         yield batch
 
 
-def _batch_nll(model: PreTrainedModel, batch: Sequence[Example]) -> npt.NDArray[np.float64]:
+def _nll_with_media(model: torch.nn.Module, batch: Sequence[Example], media: Media) -> list[float]:
+    """What the model's domain computes, for all at once where it keeps documents of one row apart."""
+    device = language_model(model).device
+    sums: list[float] = []
+    for group in [batch] if media.packs else [[example] for example in batch]:
+        row = documents(group, media, device)
+        nll = token_nll(media.logits(model, row), row.targets)
+        sums += [float(part.sum()) for part in nll.split([example.num_supervised_tokens for example in group])]
+    return sums
+
+
+def _batch_nll(model: PreTrainedModel, batch: Sequence[Example]) -> Sequence[float]:
     """nll sums [B]: hidden states of the whole batch, logits of its supervised positions."""
     sums = torch.zeros(len(batch), dtype=torch.float64, device=model.device)
     for rows, targets, logits in batch_logits(model, batch):
         sums.index_add_(0, rows, token_nll(logits, targets))
-    return sums.cpu().numpy()
+    return sums.tolist()
 
 
 def batch_logits(

@@ -10,9 +10,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from halo_forge.artifacts import PreparedData, SplitReport
-from halo_forge.chat import ChatEncoder, Conversation, Example, prompt_and_reference, read_conversations
+from halo_forge.chat import ChatEncoder, Conversation, Example, read_conversations
 from halo_forge.chat.call_format import call_format_of
 from halo_forge.config.schema import Config
+from halo_forge.domains.media import Encoder, Media, question_of
 from halo_forge.errors import DataError, RowError
 from halo_forge.evaluate.call_turns import CallTask, EarlierTurn, call_task, with_prompts
 from halo_forge.models.generate import Prompt
@@ -80,32 +81,37 @@ def check_unchanged(run: RunDirectory, split: SplitReport) -> None:
 
 
 def conversations_to_items(
-    conversations: Sequence[Conversation], config: Config, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase
+    conversations: Sequence[Conversation],
+    config: Config,
+    prepared: PreparedData,
+    tokenizer: PreTrainedTokenizerBase,
+    media: Media | None = None,
 ) -> Asked:
     """One item per row, in order.
 
     The likelihood counts the last answer of each row (all of a plain text). When evaluation.max_prompts cuts the rows
     that are answered, the ones with the smallest content hash are taken: the same ones in any order of the file.
     """
-    encoder = ChatEncoder(
-        tokenizer,
-        max_seq_length=prepared.max_seq_length,
-        train_on="last_assistant",
-        overlong="truncate" if config.data.overlong == "truncate" else "drop",
-    )
     lost: Counter[str] = Counter()
-    examples = [_example(conversation, encoder, lost) for conversation in conversations]
+    if media is None:
+        encoder = ChatEncoder(
+            tokenizer,
+            max_seq_length=prepared.max_seq_length,
+            train_on="last_assistant",
+            overlong="truncate" if config.data.overlong == "truncate" else "drop",
+        )
+        examples = [_example(conversation, encoder, lost) for conversation in conversations]
+    else:
+        examples = _examples_with_media(conversations, media.encoder(config.data, "last_assistant"), lost)
     asked = [index for index, row in enumerate(conversations) if row.messages[0].role != "document"]
     asked.sort(key=lambda index: conversations[index].id)
     chosen = set(asked[: config.evaluation.max_prompts])
     items: list[Item] = []
     earlier: list[EarlierTurn] = []
     for index, conversation in enumerate(conversations):
-        question = _question(conversation, tokenizer, lost) if index in chosen else None
+        question = _question(conversation, tokenizer, media, lost) if index in chosen else None
         prompt, reference = question or (None, "")
-        task = call_task(conversation, call_format_of(tokenizer)) if prompt is not None else None
-        if task is not None:
-            task = with_prompts(task, conversation, tokenizer, earlier, lost)
+        task = _task(conversation, tokenizer, earlier, lost) if prompt is not None else None
         items.append(
             Item(
                 id=conversation.id,
@@ -129,6 +135,18 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     return str(tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
+def _task(
+    conversation: Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    earlier: list[EarlierTurn],
+    lost: Counter[str],
+) -> CallTask | None:
+    if not conversation.tools and not any(message.tool_calls for message in conversation.messages):
+        return None
+    task = call_task(conversation, call_format_of(tokenizer))
+    return task and with_prompts(task, conversation, tokenizer, earlier, lost)
+
+
 def _example(conversation: Conversation, encoder: ChatEncoder, lost: Counter[str]) -> Example | None:
     try:
         return encoder.encode(conversation).example
@@ -137,12 +155,20 @@ def _example(conversation: Conversation, encoder: ChatEncoder, lost: Counter[str
         return None
 
 
+def _examples_with_media(
+    conversations: Sequence[Conversation], encoder: Encoder, lost: Counter[str]
+) -> list[Example | None]:
+    encoded = encoder.encode_batch(conversations)
+    lost.update(f"likelihood ({problem.code})" for problem in encoded.problems.values())
+    return [encoded.example(row, conversation.id) for row, conversation in enumerate(conversations)]
+
+
 def _question(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, lost: Counter[str]
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, media: Media | None, lost: Counter[str]
 ) -> tuple[Prompt, str] | None:
     try:
-        token_ids, reference, stop_token_ids = prompt_and_reference(conversation, tokenizer)
+        token_ids, reference, stop_token_ids, seen = question_of(conversation, tokenizer, media)
     except RowError as error:
         lost[f"answer ({error.code})"] += 1
         return None
-    return Prompt(tuple(token_ids), frozenset(stop_token_ids)), reference
+    return Prompt(tuple(token_ids), frozenset(stop_token_ids), media=seen), reference

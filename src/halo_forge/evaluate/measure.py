@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from halo_forge.chat.records import Example
 from halo_forge.config.schema import EvaluationSection
+from halo_forge.domains.media import Media
 from halo_forge.evaluate.answer_cache import AnswerCache, cache_name, example_key, prompt_key
 from halo_forge.evaluate.heldout import answer_nll
 from halo_forge.evaluate.items import decode
@@ -38,13 +39,15 @@ class Asking(Protocol):
 @dataclass(frozen=True, slots=True)
 class Measured:
     """nll_sums and num_tokens [N]: nats and count of the reference answer's tokens (nan and 0 where an item has no
-    example). answers [N]: None where an item has no prompt. cache: the file that holds all of it."""
+    example). answers [N]: None where an item has no prompt. cache: the file that holds all of it. samples [N]: the
+    texts of self_consistency.py, [] without them."""
 
     nll_sums: npt.NDArray[np.float64]
     num_tokens: npt.NDArray[np.int64]
     answers: list[Answer | None]
     dtype: str
     cache: Path
+    samples: list[tuple[str, ...]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,7 @@ class Measuring:
     shared_cache: Path
     notify: Notify
     check: Callable[[], None]
+    media: Media | None = None
 
 
 def measure_model(
@@ -97,6 +101,7 @@ def _measure_likelihoods(
         precision=how.precision,
         on_batch=keep,
         check=how.check,
+        media=how.media,
     )
     nll_sums = np.full(len(items), np.nan)
     num_tokens = np.zeros(len(items), dtype=np.int64)
@@ -124,7 +129,7 @@ def _measure_answers(
         tell()
 
     tell()
-    generate(
+    (generate if how.media is None else how.media.generate)(
         model,
         [prompts[key] for key in missing],
         decode=lambda token_ids: decode(how.tokenizer, token_ids),

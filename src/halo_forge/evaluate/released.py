@@ -18,7 +18,7 @@ from halo_forge.evaluate.item_scores import SUITE_SET
 from halo_forge.evaluate.statistics import Resampling, compare_perplexities
 from halo_forge.evaluate.suites.comparing import compare_judged
 from halo_forge.evaluate.suites.scoring import Judged
-from halo_forge.metrics import BENCH_PREFIX
+from halo_forge.metrics import BENCH_PREFIX, METRIC_FACTS
 
 LIKELIHOODS: tuple[tuple[str, str], ...] = (("perplexity", "holdout"), ("general_perplexity", "general_texts"))
 """Metrics that are worked out from likelihoods, and the set of items each is of."""
@@ -150,8 +150,8 @@ def _of_scores(
     rows: Mapping[str, Measurement],
 ) -> Iterator[Comparison]:
     for metric in sorted({name for key in keys for name in own.items[key]["scores"]}):
-        if metric not in rows:
-            continue
+        if metric not in rows or (metric in METRIC_FACTS and METRIC_FACTS[metric].kind == "errors"):
+            continue  # a mean of rates is not the rate of all
         if metric == "schema_valid" and own.header.get("json_schema") != other.header.get("json_schema"):
             continue
         both = [(own.items[key]["scores"], other.items[key]["scores"]) for key in keys]

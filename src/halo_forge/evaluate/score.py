@@ -5,7 +5,7 @@ Axes: N items, L labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +21,9 @@ from halo_forge.evaluate.metrics import METRICS, Answer, Given, Metric, OwnScore
 from halo_forge.evaluate.metrics.formats import REGEX_TIMEOUT_S
 from halo_forge.evaluate.metrics.labels import label_of, one_hot_labels
 from halo_forge.evaluate.metrics.lengths import num_words
+from halo_forge.evaluate.metrics.transcripts import ERROR_RATES, units
+from halo_forge.evaluate.self_consistency import score_votes
+from halo_forge.texts.final_answers import marked_number
 
 FloatArray = npt.NDArray[np.float64]
 ItemKind = Literal["rate", "fraction", "count"]
@@ -39,6 +42,7 @@ class Scored:
     unmeasured    metric -> why it applies and could not be measured here
     own           metric of a user's scorer -> which way is better
     words         of base, tuned and reference, [N] each; nan where an item has no answer
+    units         metric of error rates -> words or characters of each reference [N]
     labels        of base, tuned and reference, one-hot [N, L] each, in answered items; None without labels
     """
 
@@ -51,12 +55,15 @@ class Scored:
     own: dict[str, Direction] = field(default_factory=dict)
     words: tuple[FloatArray, FloatArray, FloatArray]
     labels: tuple[FloatArray, FloatArray, FloatArray] | None = None
+    units: dict[str, FloatArray] = field(default_factory=dict)
 
     def kind(self, name: str) -> ItemKind:
         """Of a metric made of items' scores. A user's scorer is what its scores are: yes/no, in [0, 1], or any."""
         if name in METRICS:
             kind = METRICS[name].kind
-            assert kind in ("rate", "fraction", "count")
+            assert kind in ("rate", "fraction", "count", "errors")
+            if kind == "errors":  # of one item it is a number from 0 up
+                return "count"
             return kind  # type: ignore[return-value]
         both = np.concatenate([self.base[name], self.tuned[name]])
         both = both[~np.isnan(both)]
@@ -88,19 +95,28 @@ def score_items(
             _score_all(name, _of_table(metric, given), items, sides, scores, failed)
     for scorer in own:
         _score_all(scorer.name, _of_user(scorer), items, sides, scores, failed)
-    code = score_code(items, *sides)
+    code, votes = score_code(items, *sides), score_votes(items, base, tuned)
     calls = score_calls(items, (base.answers, earlier[0]), (tuned.answers, earlier[1]))
     return Scored(
-        base=scores[0] | code.base | calls.base,
-        tuned=scores[1] | code.tuned | calls.tuned,
-        inapplicable=inapplicable | code.inapplicable | calls.inapplicable,
+        base=scores[0] | code.base | calls.base | votes.base,
+        tuned=scores[1] | code.tuned | calls.tuned | votes.tuned,
+        inapplicable=inapplicable | code.inapplicable | calls.inapplicable | votes.inapplicable,
         failed=failed,
         unmeasured=code.unmeasured,
-        notes=(*code.notes, *calls.notes),
+        notes=(*code.notes, *calls.notes, *_unread_numbers(references, inapplicable)),
         own={scorer.name: scorer.direction for scorer in own},
         words=_words(items, sides),
+        units=_units(items, given),
         labels=None if "macro_f1" in inapplicable else _labels([items[i] for i in answered], answered, sides),
     )
+
+
+def _unread_numbers(references: Sequence[str], inapplicable: Mapping[str, str]) -> list[str]:
+    """How many rows say nothing about numeric_match where it is measured."""
+    num = sum(marked_number(reference) is None for reference in references)
+    if not num or "numeric_match" in inapplicable:
+        return []
+    return [f"numeric_match: {num} of {len(references)} references have no final number that can be read"]
 
 
 ScoreItem = Callable[[Answer, Item], float | None]
@@ -157,6 +173,15 @@ def _words(items: Sequence[Item], sides: Sides) -> tuple[FloatArray, FloatArray,
         [np.nan if item.prompt is None else num_words(item.reference) for item in items], dtype=np.float64
     )  # fmt: skip
     return base, tuned, reference
+
+
+def _units(items: Sequence[Item], given: Given) -> dict[str, FloatArray]:
+    if given.speech is None:
+        return {}
+    return {
+        name: np.array([units(name, item.reference, given.speech) for item in items], dtype=np.float64)
+        for name in ERROR_RATES
+    }
 
 
 def _labels(items: Sequence[Item], answered: Sequence[int], sides: Sides) -> tuple[FloatArray, FloatArray, FloatArray]:

@@ -16,13 +16,13 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halo_forge.errors import ModelNotFound
-from halo_forge.runs import Notify, fsync_directory, sha256_file, silent
+from halo_forge.runs import Notify, cache_directory, fsync_directory, sha256_file, silent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,15 +58,6 @@ def package_directory() -> Path | None:
     return directory if (directory / GGUF_FILE).is_file() else None
 
 
-def cache_directory() -> Path:
-    """$HALO_FORGE_CACHE, or halo-forge/ in $XDG_CACHE_HOME, or ~/.cache/halo-forge."""
-    own = os.environ.get("HALO_FORGE_CACHE")
-    if own:
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "halo-forge"
-
-
 def embedded_model(notify: Notify = silent) -> Path:
     """The directory of the converted model, converting it first when this machine has not done so yet (seconds).
 
@@ -77,21 +68,27 @@ def embedded_model(notify: Notify = silent) -> Path:
     if package is None:
         raise ModelNotFound(f"the embedded model {NAME} is not installed", fix=INSTALL)
     source = package / GGUF_FILE
-    digest = sha256_file(source)
-    target = cache_directory() / "models" / f"{NAME}-{digest[:16]}-{CONVERSION}"
+    target = cache_directory() / "models" / f"{NAME}-{sha256_file(source)[:16]}-{CONVERSION}"
+    return converted_once(target, lambda staging: convert(source, staging), "0.3 GB", notify)
+
+
+def converted_once(target: Path, write: Callable[[Path], None], size: str, notify: Notify = silent) -> Path:
+    """`target`, made by `write` in a folder that takes its place when it is whole; at once where it is there already.
+
+    Two processes convert once: the second waits at the lock. `size` in words, for whoever has no room for it."""
     if target.is_dir():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _lock(target.with_suffix(".lock")):
             if not target.is_dir():
-                notify("note", {"text": f"converting {GGUF_FILE} into {target} (once, a few seconds)"})
-                _convert_staged(source, target)
+                notify("note", {"text": f"converting the packaged model into {target} (once, a few seconds)"})
+                _write_staged(write, target)
     except OSError as error:
         raise ModelNotFound(
             f"the embedded model cannot be written to the cache: {error.strerror or error}",
             where=str(target.parent),
-            fix="set HALO_FORGE_CACHE to a directory you can write to (0.3 GB)",
+            fix=f"set HALO_FORGE_CACHE to a directory you can write to ({size})",
         ) from None
     return target
 
@@ -103,13 +100,13 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _convert_staged(source: Path, target: Path) -> None:
+def _write_staged(write: Callable[[Path], None], target: Path) -> None:
     for stale in target.parent.glob(f".{target.name}.*"):  # ours alone while we hold the lock
         shutil.rmtree(stale)
     staging = target.with_name(f".{target.name}.{os.getpid()}")
     staging.mkdir()
     try:
-        convert(source, staging)
+        write(staging)
         for path in staging.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())

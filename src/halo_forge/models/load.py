@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSpeechSeq2Seq,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from halo_forge.errors import ModelNotFound, OutOfMemory
 from halo_forge.models import inspection
@@ -77,21 +85,21 @@ def load_model(
     in_4_bits: bool = False,
     notify: Notify = silent,
 ) -> PreTrainedModel:
-    """A causal language model with its weights in `dtype` on `device`, in eval mode.
+    """A causal language model, one that also sees, or one that hears, with its weights in `dtype` on `device`, in eval
+    mode.
 
     attn_implementation  a name registered in transformers' attention interface
     in_4_bits            linear layers (but the output) as nf4, through bitsandbytes; all other weights in `dtype`
     Raises ModelNotFound when weights are missing, of another shape or not finite; OutOfMemory when they do not fit.
     """
     directory = resolve_model(name, revision, notify=notify)
-    check_architecture(directory)
     device = torch.device(device)
     placement: dict[str, Any] = {} if device.type == "cpu" else {"device_map": {"": device}}
     if in_4_bits:
         placement["quantization_config"] = nf4_config(dtype)
     try:
         with quiet_transformers():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = model_class(directory).from_pretrained(
                 directory,
                 dtype=dtype,
                 attn_implementation=attn_implementation,
@@ -127,8 +135,15 @@ def own_weights(model: PreTrainedModel) -> None:
         parameter.data = parameter.data.clone()
 
 
-def check_architecture(directory: Path) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+def model_class(directory: Path) -> Any:
+    """The class of transformers that loads a directory's model: by what its configuration says it reads.
+
+    Raises ModelNotFound for one that is not understood or is of another kind."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
+    )
 
     try:
         with quiet_transformers():
@@ -138,11 +153,16 @@ def check_architecture(directory: Path) -> None:
             f"config.json is not understood: {_first_line(error)}", where=str(directory / "config.json"),
             expected="an architecture that the installed transformers has built in", fix="pip install -U transformers",
         ) from None  # fmt: skip
+    if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
+        return AutoModelForSpeechSeq2Seq
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and hasattr(config, "vision_config"):
+        return AutoModelForImageTextToText
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelNotFound(
             f"`{config.model_type}` is not a causal language model", where=str(directory / "config.json"),
-            expected="a model that continues text (AutoModelForCausalLM)",
+            expected="a model that continues text (AutoModelForCausalLM), also one that sees or hears",
         )  # fmt: skip
+    return AutoModelForCausalLM
 
 
 def _check_report(report: dict[str, Any], directory: Path, notify: Notify) -> None:

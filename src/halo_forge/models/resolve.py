@@ -1,6 +1,6 @@
 """A model's name becomes a directory on this machine. No torch, so that a wrong name fails in a moment.
 
-In this order: a directory of that name; the embedded default; the Hub cache; the Hub.
+In this order: a directory of that name; the embedded default, a packaged Whisper and the graft; the Hub cache; the Hub.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from halo_forge.errors import ModelNotFound
-from halo_forge.models import embedded, hub, inspection
+from halo_forge.models import embedded, embedded_whisper, graft, hub, inspection
 from halo_forge.runs import Notify, silent
 
 
 def resolve_model(name: str, revision: str | None = None, *, weights: bool = True, notify: Notify = silent) -> Path:
     """The local directory of a model: inspected, whole, and free of anything that would run code.
 
-    name      a directory, `smollm2-135m-instruct`, or a Hub id
+    name      a directory, `smollm2-135m-instruct`, `whisper-tiny.en`, `whisper-base`, `smolvlm-graft` (graft.py), or a
+              Hub id
     revision  branch, tag or commit; for Hub ids only
     weights   False settles for what a tokenizer needs: no weights are downloaded or looked for
     Raises ModelNotFound with the way out. Offline that takes well under a second.
@@ -38,7 +39,12 @@ def resolve_model(name: str, revision: str | None = None, *, weights: bool = Tru
         )  # fmt: skip
     if name.lower() == embedded.NAME and revision is None and embedded.package_directory() is not None:
         return embedded.embedded_model(notify)
-    model_id = embedded.HUB_ID if name.lower() == embedded.NAME else name
+    if name.lower() == graft.NAME and revision is None:
+        return graft.grafted_model(notify)
+    speech = embedded_whisper.packaged(name)
+    if speech is not None and name.lower() == speech.name and revision is None and speech.files() is not None:
+        return embedded_whisper.packaged_model(speech, notify)
+    model_id = embedded.HUB_ID if name.lower() == embedded.NAME else speech.hub_id if speech is not None else name
     if not hub.is_hub_id(model_id):
         raise _unknown(name, "there is no such directory, and this is not a Hub id")
     snapshot = hub.cached_snapshot(model_id, revision, weights=weights)
@@ -62,6 +68,8 @@ def _from_hub(name: str, model_id: str, revision: str | None, *, weights: bool, 
     try:
         snapshot = hub.fetch_snapshot(model_id, revision, weights=weights, notify=notify)
     except ModelNotFound as error:
+        if (speech := embedded_whisper.packaged(model_id)) is not None and revision is None:
+            return _packaged_whisper(speech, error, notify)
         if model_id != embedded.HUB_ID or revision is not None:
             raise _with_suggestion(error, name) from None
         if embedded.package_directory() is None:
@@ -70,6 +78,14 @@ def _from_hub(name: str, model_id: str, revision: str | None, *, weights: bool, 
         return embedded.embedded_model(notify)
     inspection.check_model_directory(snapshot, weights=weights)
     return snapshot
+
+
+def _packaged_whisper(speech: embedded_whisper.PackagedWhisper, error: ModelNotFound, notify: Notify) -> Path:
+    """In place of what the Hub did not give."""
+    if speech.files() is None:
+        raise ModelNotFound(error.what, expected=error.expected, fix=speech.install) from None
+    notify("note", {"text": f"{error.what}; using the packaged copy, the same model rounded to float16"})
+    return embedded_whisper.packaged_model(speech, notify)
 
 
 def _unknown(name: str, reason: str) -> ModelNotFound:
@@ -93,7 +109,8 @@ def _with_suggestion(error: ModelNotFound, name: str) -> ModelNotFound:
 
 def _known_names(name: str) -> list[str]:
     """Names that would have worked: the default, cached Hub ids, and model directories beside the one named."""
-    names = [embedded.NAME, embedded.HUB_ID, *hub.cached_model_ids()]
+    whisper = [name for speech in embedded_whisper.MODELS for name in (speech.name, speech.hub_id)]
+    names = [embedded.NAME, embedded.HUB_ID, *whisper, *hub.cached_model_ids()]
     parent = Path(name).expanduser().parent
     with suppress(OSError):  # a folder we may not look into
         names += [str(path) for path in parent.iterdir() if (path / "config.json").is_file()]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from halo_forge.models.adapters import TargetModules, checked_targets, linear_module_names
-from halo_forge.models.load import check_architecture
+from halo_forge.models.load import model_class
 from halo_forge.models.quiet import quiet_transformers
 from halo_forge.models.resolve import resolve_model
 from halo_forge.runs import Notify, silent
@@ -62,7 +62,6 @@ def read_shape(
     Raises ModelNotFound as `load_model` does, UsageError for a target that no layer is called.
     """
     directory = resolve_model(name, revision, weights=False, notify=notify)
-    check_architecture(directory)
     return shape_of(empty_model(directory), target_modules)
 
 
@@ -70,7 +69,7 @@ def empty_model(directory: Path) -> PreTrainedModel:
     """The architecture of config.json with tensors that have a shape and no memory."""
     with quiet_transformers(), torch.random.fork_rng(devices=[]), torch.device("meta"):
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model: PreTrainedModel = model_class(directory).from_config(config, trust_remote_code=False)
     return model
 
 

@@ -8,9 +8,9 @@ same up to rounding. The order is a pure function of (seed, epoch): nothing need
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ class Batch:
     sources            names of the sources that targets come from, "" for one without a name
     source_of          int64 [S]      which of `sources` each target comes from
     num_tokens         tokens of the documents as they were prepared: N, and what was trimmed and shared
+    media              the model's inputs for all images or sounds of the documents, in their order; {} without any
     """
 
     input_ids: torch.Tensor
@@ -63,16 +64,21 @@ class Batch:
     source_of: torch.Tensor
     num_tokens: int
     last_readers: torch.Tensor | None = None
+    media: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cpu":
             return self
         tensors = self._with_last_readers()._tensors()
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        moved["media"] = {name: tensor.to(device, non_blocking=True) for name, tensor in self.media.items()}
+        return replace(self, **moved)
 
     def pin_memory(self) -> Batch:
         tensors = self._with_last_readers()._tensors()
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
+        pinned: dict[str, Any] = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        pinned["media"] = {name: tensor.pin_memory() for name, tensor in self.media.items()}
+        return replace(self, **pinned)
 
     def row(self) -> PackedRow:
         return PackedRow(self.blocks, self.document_starts, self.document_lengths, self.last_readers)
@@ -92,12 +98,24 @@ class Batch:
 _TENSORS = ("input_ids", "position_ids", "document_starts", "positions", "rows", "targets", "weights", "source_of")
 
 
-def examples_to_batch(examples: Sequence[Example], *, share_prefixes: bool = False, trim: bool = False) -> Batch:
+MediaInputs = Callable[[Sequence[Example]], dict[str, torch.Tensor]]
+"""A model's inputs for the media of some examples (domains/media.py)."""
+
+
+def examples_to_batch(
+    examples: Sequence[Example],
+    *,
+    share_prefixes: bool = False,
+    trim: bool = False,
+    media_inputs: MediaInputs | None = None,
+) -> Batch:
     """Lay documents out in one row. The first token of a document is never a target, so none predicts its neighbour's.
 
     share_prefixes  tokens that several documents begin with stand in the row once (`shared_layout`)
-    trim            leave out what follows the last token that predicts a target: nothing that is trained sees it
+    trim            leave out what follows the last token that predicts a target: nothing that is trained sees it;
+                    not with media, whose placeholders it could tear
     """
+    trim = trim and media_inputs is None
     lengths = [_last_target(example) if trim else len(example.input_ids) for example in examples]
     documents = [example.input_ids[:length] for example, length in zip(examples, lengths, strict=True)]
     layout = shared_layout(documents) if share_prefixes else plain_layout(documents)
@@ -124,12 +142,13 @@ def examples_to_batch(examples: Sequence[Example], *, share_prefixes: bool = Fal
         sources=tuple(sources),
         source_of=torch.from_numpy(source_of[order]),
         num_tokens=sum(len(example.input_ids) for example in examples),
+        media=media_inputs(examples) if media_inputs is not None else {},
     )
 
 
 def nothing_like(example: Example) -> Batch:
     """A micro-batch without a target, of two tokens: it adds nothing, and takes part in what all processes do."""
-    two = replace(example, input_ids=example.input_ids[:2], loss_weights=np.array([0, 1], dtype=np.float32))
+    two = replace(example, input_ids=example.input_ids[:2], loss_weights=np.array([0, 1], dtype=np.float32), media=())
     batch = examples_to_batch([two])
     no_targets = {name: getattr(batch, name)[:0] for name in ("positions", "rows", "targets", "weights", "source_of")}
     return replace(batch, num_tokens=0, **no_targets)
@@ -185,6 +204,7 @@ def step_batches(
     examples_per_batch: int,
     share_prefixes: bool = False,
     trim: bool = False,
+    media_inputs: MediaInputs | None = None,
 ) -> list[Batch]:
     """The micro-batches of one step on one process: packed to max_tokens, or examples_per_batch documents each
     when max_tokens is None. Prefixes are shared where that saves enough (`MIN_TOKENS_SAVED`)."""
@@ -194,7 +214,8 @@ def step_batches(
             list(range(start, min(start + examples_per_batch, len(examples))))
             for start in range(0, len(examples), examples_per_batch)
         ]
-        return [examples_to_batch([examples[i] for i in group], trim=trim) for group in groups]
+        chosen = [[examples[i] for i in group] for group in groups]
+        return [examples_to_batch(group, trim=trim, media_inputs=media_inputs) for group in chosen]
     groups = pack_by_tokens(lengths, max_tokens)
     shares = False
     if share_prefixes:
@@ -202,4 +223,5 @@ def step_batches(
         families, num_tokens = pack_families(documents, max_tokens)
         shares = num_tokens * MIN_TOKENS_SAVED <= sum(lengths)
         groups = families if shares else groups
-    return [examples_to_batch([examples[i] for i in group], share_prefixes=shares, trim=trim) for group in groups]
+    chosen = [[examples[i] for i in group] for group in groups]
+    return [examples_to_batch(group, share_prefixes=shares, trim=trim, media_inputs=media_inputs) for group in chosen]

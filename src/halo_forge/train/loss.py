@@ -16,6 +16,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from halo_forge.domains.media import Media
 from halo_forge.models.adapters import base_model_view
 from halo_forge.models.fast.decoder import FastDecoder
 from halo_forge.models.fast.head import NOTHING, Softening, Targets, logits_to_gradient
@@ -57,12 +58,16 @@ def model_objective(
     *,
     supervised_logits_only: bool = True,
     softening: Softening = NOTHING,
+    media: Media | None = None,
 ) -> Objective:
     """The model computes its vocabulary logits at the U positions alone (through its own `logits_to_keep`, so that
-    every family's logit scaling and soft-capping is kept), or at all of them."""
+    every family's logit scaling and soft-capping is kept), or at all of them. A model with eyes or ears computes them
+    as its domain does."""
 
     def logits_of(batch: Batch) -> torch.Tensor:
         with autocast(batch.input_ids.device, precision):
+            if media is not None:
+                return media.logits(model, batch)
             if supervised_logits_only:
                 only = model(**forward_inputs(batch), logits_to_keep=batch.positions, use_cache=False)
                 return only.logits[0]  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from halo_forge.artifacts import LORA_METHODS
 from halo_forge.config.schema import Config
+from halo_forge.domains.media import open_media
 from halo_forge.errors import UsageError
 from halo_forge.models import add_lora, load_model
 from halo_forge.models.bottleneck import BottleneckOptions, add_bottlenecks
@@ -48,10 +49,16 @@ def load_training_model(
         in_4_bits=method == "qlora",
     )
     model.config.use_cache = False
+    media = open_media(config, tokenizer)
+    if media is not None:
+        media.configure(model)
     token_ids = new_token_ids(tokenizer, config.model)
     add_rows(model, token_ids)
     if method in LORA_METHODS:
-        return _with_lora(model, config, token_ids)
+        adapted = _with_lora(model, config, token_ids)
+        if media is not None:
+            media.configure(model)  # adapters stand in frozen parts, too, and are not to train there
+        return adapted
     if method == "adapter":
         return add_bottlenecks(model, bottleneck_options(model, config), seed=config.training.seed)
     if config.training.trainable is not None:

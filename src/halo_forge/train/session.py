@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from halo_forge.artifacts import LORA_METHODS, PreparedData
 from halo_forge.chat import Example, read_examples
 from halo_forge.config.schema import Config
+from halo_forge.domains.media import Media, counts_documents, inputs_of_step, open_media
 from halo_forge.errors import ConfigError, ConfigProblem, TrainingError
 from halo_forge.models.compute import Compute
 from halo_forge.models.fast.compiled import compile_layers
@@ -29,6 +31,7 @@ from halo_forge.train.attention import DOCUMENT_ATTENTION, set_training_attentio
 from halo_forge.train.batches import (
     Batch,
     Examples,
+    MediaInputs,
     StepOrder,
     examples_to_batch,
     nothing_like,
@@ -69,6 +72,11 @@ class Session:
     attention: str
     share_prefixes: bool
     fingerprint: str
+    media: Media | None = None
+
+    @property
+    def media_inputs(self) -> MediaInputs | None:
+        return self.media.inputs if self.media is not None else None
 
     @property
     def num_steps(self) -> int:
@@ -84,6 +92,7 @@ class Session:
             examples_per_batch=self.examples_per_batch,
             share_prefixes=self.share_prefixes,
             trim=self.config.training.skip_unread,
+            media_inputs=inputs_of_step(self.media, step) if self.media is not None else None,
         )
         if self.compute.shard:
             batches += [nothing_like(examples[0])] * (self._most_groups(examples, shares) - len(batches))
@@ -134,7 +143,7 @@ class Session:
         shares = self.shares_of(examples)
         mine = [examples[position] for position in shares[self.processes.rank]]
         groups = self._groups([len(example.input_ids) for example in mine])
-        batches = [examples_to_batch([mine[i] for i in group]) for group in groups]
+        batches = [examples_to_batch([mine[i] for i in group], media_inputs=self.media_inputs) for group in groups]
         if self.compute.shard:
             batches += [nothing_like(examples[0])] * (self._most_groups(examples, shares) - len(batches))
         counter = LossCounter()
@@ -198,15 +207,16 @@ def open_session(
         problem = "early stopping needs validation rows"
         raise ConfigError([ConfigProblem(message=problem, where="training.early_stopping", suggestion=suggestion)])
     order = step_order(config, len(train), compute.examples_per_step or examples_per_step(config, processes.count))
+    media = open_media(config, tokenizer)
     model = load_training_model(config, compute, tokenizer, notify)
     probe = examples_to_batch([_first_tokens(train[i % len(train)], 16 - 5 * i) for i in range(2)])
-    objective, attention = choose_objective(model, config, compute, probe.to(compute.device), notify)
+    objective, attention = choose_objective(model, config, compute, probe.to(compute.device), notify, media)
     if training.neftune_alpha is not None:
         objective = with_noise(objective, model, training.neftune_alpha)
     if compute.shard:
         shard(model, compute)
     model.train()
-    packed = training.packing and attention != "unpacked"
+    packed = training.packing and attention != "unpacked" and not counts_documents(media)
     return Session(
         config=config,
         directory=directory,
@@ -230,22 +240,32 @@ def open_session(
             and not compute.shard  # every process must know how many micro-batches the others have
             and attention == DOCUMENT_ATTENTION
             and training.neftune_alpha is None
+            and media is None
             and not drops_anything(model)
         ),
         fingerprint=training_fingerprint(config, prepared, compute),
+        media=media,
     )
 
 
 def choose_objective(
-    model: PreTrainedModel | PeftModel, config: Config, compute: Compute, probe: Batch, notify: Notify
+    model: PreTrainedModel | PeftModel,
+    config: Config,
+    compute: Compute,
+    probe: Batch,
+    notify: Notify,
+    media: Media | None = None,
 ) -> tuple[Objective, str]:
     """(what a step minimises, the attention's name): through the written-out layers where they cover the model and are
-    seen to agree with it, else through the model's own forward pass."""
+    seen to agree with it, else through the model's own forward pass; with media as the domain computes it."""
     training = config.training
     if compute.recompute:
         recompute_activations(model)
     only = training.supervised_logits_only
     softening = Softening(label_smoothing=training.label_smoothing, kl_to_base=training.kl_to_base)
+    if media is not None:
+        through_domain = model_objective(model, compute.precision, softening=softening, media=media)
+        return through_domain, media.attention if media.packs else "unpacked"
     if training.fast_layers and not compute.shard and config.model.attn_implementation in ("auto", "document"):
         try:
             decoder = FastDecoder.of(model, torch.bfloat16 if compute.precision == "bfloat16" else torch.float32)
@@ -312,8 +332,13 @@ def training_fingerprint(config: Config, prepared: PreparedData, compute: Comput
             "adapter": config.adapter.model_dump(mode="json") if config.training.method == "adapter" else None,
             "precision": compute.precision,
             "device": compute.device.type,
+            **(_media_settings(config) if "media" in prepared.provenance.inputs else {}),
         }
     )
+
+
+def _media_settings(config: Config) -> dict[str, Any]:
+    return {"audio": config.audio.model_dump(mode="json"), "vision": config.vision.model_dump(mode="json")}
 
 
 def _first_tokens(example: Example, num_tokens: int) -> Example:

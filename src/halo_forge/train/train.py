@@ -15,8 +15,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from halo_forge.artifacts import PreparedData, TrainedModel
-from halo_forge.chat import first_batch_text, prompt_and_reference, read_conversations
+from halo_forge.chat import first_batch_text, read_conversations
 from halo_forge.config.schema import Config
+from halo_forge.domains.media import question_of
 from halo_forge.errors import UsageError
 from halo_forge.models import save_final, weights_sha256
 from halo_forge.models.compute import Compute
@@ -141,8 +142,10 @@ def finish(
             run.file(FINAL_MODEL),
             config.model.name,
             revision=config.model.revision,
-            stop_token_ids=stop_tokens(run, prepared, session.tokenizer),
+            stop_token_ids=stop_tokens(run, prepared, session),
         )
+        if session.media is not None:
+            session.media.save(run.file(FINAL_MODEL))
         write_training_log(run.path, config.output.logging_steps)
         record = record.model_copy(update={"weights_sha256": weights_sha256(run.file(FINAL_MODEL))})
         write_artifact(run.file(RECORD), record)
@@ -164,12 +167,12 @@ def final_weights(session: Session, trained_step: int, final_step: int) -> PreTr
     return model
 
 
-def stop_tokens(run: RunDirectory, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def stop_tokens(run: RunDirectory, prepared: PreparedData, session: Session) -> list[int]:
     """What ended the answers that were trained on, for generation_config.json: a server must stop there too."""
     first = read_conversations(run.file(prepared.splits["train"].conversations), limit=1)[0]
     if first.messages[0].role == "document":
         return []
-    return prompt_and_reference(first, tokenizer)[2]
+    return question_of(first, session.tokenizer, session.media)[2]
 
 
 def make_record(

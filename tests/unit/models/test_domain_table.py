@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
+from halo_forge import domains
 from halo_forge.config.schema import Config
-from halo_forge.domains import DOMAINS, get_domain
+from halo_forge.domains import Domain, all_domains, domain_that_reads, get_domain
 from halo_forge.errors import ExitCode, UsageError
 
+DOMAINS = all_domains()
 SEED_DEFAULTS = {
     "vlm": ("Qwen/Qwen2-VL-2B-Instruct", "llava", "models/vlm_sft", 2),
     "audio": ("openai/whisper-small", "librispeech_sft", "models/audio_sft", 3),
@@ -42,16 +45,74 @@ def test_text_is_the_schema_itself() -> None:
 def test_the_table_is_whole() -> None:
     assert list(DOMAINS) == ["text", "reasoning", "agentic", "vlm", "audio"]
     assert all(domain.name == name and domain.datasets for name, domain in DOMAINS.items())
-    assert {name for name, domain in DOMAINS.items() if not domain.available} == {"vlm", "audio"}
+    assert {name: domain.reads for name, domain in DOMAINS.items() if domain.opens} == {
+        "vlm": "image",
+        "audio": "audio",
+    }
     copy.deepcopy(DOMAINS)
 
 
-@pytest.mark.parametrize(("name", "word"), [("vlm", "images"), ("audio", "audio")])
-def test_what_comes_later_says_so(name: str, word: str) -> None:
-    note = get_domain(name).note
-    assert note is not None
-    assert "later release" in note
-    assert word in note
+def test_a_model_is_opened_by_the_domain_of_its_type() -> None:
+    found = {name: getattr(domain_that_reads(name), "name", None) for name in ("llama", "idefics3", "whisper")}
+    assert found == {"llama": None, "idefics3": "vlm", "whisper": "audio"}
+
+
+class Installed:
+    """What importlib.metadata tells of another package's entry point."""
+
+    value = "their_package:SMELL"
+
+    def __init__(self, name: str, loaded: object) -> None:
+        self.name, self.loaded = name, loaded
+
+    def load(self) -> object:
+        if isinstance(self.loaded, Exception):
+            raise self.loaded
+        return self.loaded
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Installed]]:
+    entries: list[Installed] = []
+    monkeypatch.setattr(domains, "entry_points", lambda group: entries if group == "halo_forge.domains" else [])
+    domains.all_domains.cache_clear()
+    yield entries
+    domains.all_domains.cache_clear()
+
+
+def test_another_package_adds_a_domain(installed: list[Installed]) -> None:
+    smell = Domain(name="smell", title="Smells", model_types=("nose",), opens="their_package:open_nose")
+    installed.append(Installed("smell", smell))
+    assert get_domain("smell") is smell
+    assert domain_that_reads("nose") is smell
+
+
+@pytest.mark.parametrize(
+    ("loaded", "words"),
+    [
+        (ImportError("no module their_package"), "cannot be loaded: ImportError: no module their_package"),
+        ("smell", "this is no Domain but str"),
+        (Domain(name="taste", title="Tastes"), "the domain `taste` stands under the name `smell`"),
+        (Domain(name="smell", title="Smells", model_types=("whisper",)), "another domain has this already: whisper"),
+    ],
+)
+def test_a_domain_that_cannot_be_is_refused_by_name(installed: list[Installed], loaded: object, words: str) -> None:
+    installed.append(Installed("smell", loaded))
+    with pytest.raises(UsageError, match=words) as caught:
+        get_domain("text")
+    assert "smell = their_package:SMELL" in str(caught.value.where)
+
+
+def test_a_taken_name_is_refused(installed: list[Installed]) -> None:
+    installed.append(Installed("vlm", Domain(name="vlm", title="Also")))
+    with pytest.raises(UsageError, match="another domain has this already: vlm"):
+        get_domain("text")
+
+
+def test_names_are_known_without_loading_anything(installed: list[Installed]) -> None:
+    """Help must come also where a package's domain is broken."""
+    installed.append(Installed("smell", ImportError("no module their_package")))
+    assert domains.domain_names() == ["text", "reasoning", "agentic", "vlm", "audio", "smell"]
 
 
 def test_an_unknown_domain_is_a_usage_error() -> None:

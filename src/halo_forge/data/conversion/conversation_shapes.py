@@ -10,6 +10,7 @@ from halo_forge.chat.records import Message, Role
 from halo_forge.config.schema import RowFormat
 from halo_forge.data.conversion.bfcl_rows import bfcl_row
 from halo_forge.data.conversion.content_parts import clean_text
+from halo_forge.data.conversion.speech_rows import speech_messages
 from halo_forge.data.conversion.tool_rows import glaive_row, xlam_row
 from halo_forge.data.conversion.turns import (
     CHAT_ROLES,
@@ -48,6 +49,8 @@ def row_messages(
         return [document(value["text"], fixes)], value
     if format == "segments":
         return [_segments(value, fixes)], value
+    if format == "speech":
+        return speech_messages(value, fixes), {}
     if format in TOOL_FORMATS:
         value = {**value, **TOOL_FORMATS[format](value)}
         return _turns(value["messages"], "messages", CHAT_ROLES, fixes), value

@@ -14,6 +14,7 @@
     instruction          instruction (+ input), output | response | completion | answer, optional system, history
     question_answer      question, answer, optional context
     query_response       query, response
+    speech               audio | a path that ends like a sound's, text | sentence | ... (speech_rows.py)
     text                 text: one document, trained whole
     prepared             what the data stage wrote: the conversations of a run's split
 Any row may carry `weight` (a positive number that multiplies its loss), `slices` ({name: label}) and `tests` (what
@@ -25,7 +26,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +36,8 @@ from halo_forge.config.schema import RowFormat
 from halo_forge.data.conversion.content_parts import media_column, refused_media
 from halo_forge.data.conversion.conversation_shapes import LIST_COLUMNS, TOOL_FORMATS, row_messages
 from halo_forge.data.conversion.identity import content_sha256, prompt_key
+from halo_forge.data.conversion.media import with_media
+from halo_forge.data.conversion.speech_rows import NAMING, TRANSCRIPTS, is_speech_row
 from halo_forge.data.conversion.tool_calls import row_tools
 from halo_forge.data.conversion.turns import chat_message, ordered_turns
 from halo_forge.data.files.rows import Row
@@ -47,13 +50,17 @@ ROW_COLUMNS = frozenset({"weight", "slices", "tests"})
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Column names of one format: all of `prompt`, one of `answer`; `optional` ones are read where present."""
+    """Column names of one format: all of `prompt`, one of `answer`; `optional` ones are read where present.
+    `fits` decides by the row's values, too."""
 
     prompt: tuple[str, ...]
     answer: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    fits: Callable[[Mapping[str, Any]], bool] | None = None
 
     def match(self, names: Mapping[str, Any]) -> bool:
+        if self.fits is not None:
+            return self.fits(names)
         return all(name in names for name in self.prompt) and (
             not self.answer or any(name in names for name in self.answer)
         )
@@ -79,6 +86,7 @@ FORMATS: Mapping[RowFormat, Columns] = {
     ),
     "question_answer": Columns(("question",), ("answer",), ("context", "system", "tools")),
     "query_response": Columns(("query",), ("response",), ("system", "tools")),
+    "speech": Columns(("audio",), TRANSCRIPTS, NAMING, is_speech_row),
     "text": Columns(("text",)),
     "prepared": Columns(("id", "messages", "tools", "slices", "weight", "source")),
 }
@@ -236,11 +244,13 @@ def convert(
     if format != "text" and not media and (refused := media_column(value)):
         raise refused
     if format == "prepared":
-        return _from_record(row, sorted(flags), system_prompt, keep_source=not mixed)
+        return _from_record(row, sorted(flags), system_prompt, keep_source=not mixed, media=media)
     fixes = set(row.fixes)
     messages, with_tools = row_messages(value, format, fixes, flags)
     if not media:
         _refuse_media(messages)
+    elif format != "speech":
+        messages = with_media(messages, value, fixes)
     is_document = messages[0].role == "document"
     turns = tuple(messages) if is_document else ordered_turns(messages, fixes)
     key = prompt_key(turns)
@@ -258,14 +268,17 @@ def convert(
     )
 
 
-def _from_record(row: Row, flags: Sequence[str], system_prompt: str | None, *, keep_source: bool) -> Converted:
+def _from_record(
+    row: Row, flags: Sequence[str], system_prompt: str | None, *, keep_source: bool, media: bool
+) -> Converted:
     """A record of a split as it stands; only its id is worked out anew. `keep_source`: it comes from where the record
     says, not from the split file."""
     try:
         record = conversation_from_record(row.value or {})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RowError("bad_messages", f"this is no record of a split ({type(error).__name__}: {error})") from None
-    _refuse_media(record.messages)
+    if not media:
+        _refuse_media(record.messages)
     turns = record.messages
     own = turns[1:] if turns[0].role == "system" and system_prompt and turns[0].text == system_prompt else turns
     source = record.source if keep_source else SourceRef(path=row.path, line=row.line)

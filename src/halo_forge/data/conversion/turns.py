@@ -225,7 +225,7 @@ def message_content(message: Message) -> dict[str, Any]:
     parts = [
         {"text": part.text} if isinstance(part, TextPart) else
         {"call": part.name, "arguments": part.arguments, "id": part.call_id} if isinstance(part, ToolCall) else
-        {"media": part.kind, "path": part.path}
+        {"media": part.kind, **({"sha256": part.sha256} if part.sha256 else {"path": part.path})}
         for part in message.parts
     ]  # fmt: skip
     content = {

@@ -23,7 +23,8 @@ Domain = Literal["Code", "Reasoning", "VLM", "Audio", "Agentic"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetEntry:
     """One line of the table. `format` is what its rows are read as; `source` is where the Hub keeps them today when
-    `hub_id` (the name people know) has moved; `config` is the Hub's configuration name."""
+    `hub_id` (the name people know) has moved; `config` is the Hub's configuration name, `split` the
+    rows that are trained on."""
 
     name: str
     hub_id: str
@@ -32,6 +33,7 @@ class DatasetEntry:
     format: str
     source: str | None = None
     config: str | None = None
+    split: str = "train"
     note: str = ""
     documented: bool = True
 
@@ -42,7 +44,7 @@ class DatasetEntry:
         }  # fmt: skip
 
 
-LATER_DOMAINS: frozenset[str] = frozenset({"VLM", "Audio"})
+LATER_DOMAINS: frozenset[str] = frozenset({"VLM"})
 DATASETS: tuple[DatasetEntry, ...] = (
     DatasetEntry(
         name="codealpaca", hub_id="sahil2801/CodeAlpaca-20k", domain="Code", size="20K", format="instruction"
@@ -69,11 +71,11 @@ DATASETS: tuple[DatasetEntry, ...] = (
     ),
     DatasetEntry(
         name="librispeech_sft", hub_id="librispeech_asr", domain="Audio", size="100h", format="speech",
-        source="openslr/librispeech_asr", config="clean", note="audio comes with a later release",
+        source="openslr/librispeech_asr", config="clean", split="train.100",
     ),
     DatasetEntry(
         name="common_voice_sft", hub_id="mozilla-foundation/common_voice_17_0", domain="Audio", size="en",
-        format="speech", config="en", note="audio comes with a later release", documented=False,
+        format="speech", config="en", note="gated: accept its terms on the Hub, then `hf auth login`", documented=False,
     ),
     DatasetEntry(
         name="xlam_sft", hub_id="Salesforce/xlam-function-calling-60k", domain="Agentic", size="60K", format="xlam",
@@ -87,7 +89,7 @@ BY_NAME: Mapping[str, DatasetEntry] = {entry.name: entry for entry in DATASETS}
 
 
 def find_dataset(name: str) -> HubDataset:
-    """What a short name or Hub id means. Raises DataError for image and audio sets and for names that are neither."""
+    """What a short name or Hub id means. Raises DataError for image sets and for names that are neither."""
     from halo_forge.models.hub import is_hub_id
 
     entry = BY_NAME.get(name) or next((entry for entry in DATASETS if entry.hub_id == name), None)
@@ -110,4 +112,5 @@ def find_dataset(name: str) -> HubDataset:
             fix="halo-forge sft datasets",
         )
     source = entry.source or entry.hub_id
-    return HubDataset(source=source, config=entry.config, format=entry.format, label=f"dataset:{entry.name}")
+    label = f"dataset:{entry.name}"
+    return HubDataset(source=source, config=entry.config, format=entry.format, label=label, split=entry.split)

@@ -38,12 +38,19 @@ class HubDataset:
     config: str | None
     format: str | None
     label: str
+    split: str = "train"
 
 
 def dataset_rows(dataset: HubDataset, max_rows: int | None, say: Say = lambda text: None) -> Iterator[Row]:
-    """Rows of the train split, numbered from 1. Offline and not in the cache: a DataError in under a second that
+    """Rows of the split, numbered from 1. Offline and not in the cache: a DataError in under a second that
     names the command which downloads it."""
     return islice(_rows(dataset, max_rows, say), max_rows)
+
+
+def require_dataset(dataset: HubDataset) -> None:
+    """Raises DataError where it is neither here nor within reach."""
+    if _local_directory(dataset) is None and not _prepared_before(dataset):
+        _require_network(dataset)
 
 
 def dataset_batches(
@@ -84,9 +91,9 @@ def _split_files(dataset: HubDataset, directory: Path) -> list[Path]:
 
     with _told(dataset):
         builder = datasets.load_dataset_builder(str(directory), dataset.config)
-        files = (builder.config.data_files or {}).get("train")
+        files = (builder.config.data_files or {}).get(dataset.split)
         if not files:
-            raise ValueError("it has no split called train")
+            raise ValueError(f"it has no split called {dataset.split}")
         return [Path(file) for file in files]
 
 
@@ -103,12 +110,6 @@ def _check_whole(dataset: HubDataset, files: list[Path]) -> None:
                 where=f"{dataset.label}: {shown_path(Path(stem).name)}",
                 fix=f"with a network: hf download --repo-type dataset {dataset.source}",
             )
-
-
-def require_dataset(dataset: HubDataset) -> None:
-    """Raises DataError where the data set is not on this machine and cannot be fetched."""
-    if _local_directory(dataset) is None and not _prepared_before(dataset):
-        _require_network(dataset)
 
 
 def _local_directory(dataset: HubDataset) -> Path | None:
@@ -154,9 +155,9 @@ def _downloaded(dataset: HubDataset) -> Path:
 
     with _told(dataset), _without_progress_bars():
         builder = datasets.load_dataset_builder(dataset.source, dataset.config)
-        files = (builder.config.data_files or {}).get("train")
+        files = (builder.config.data_files or {}).get(dataset.split)
         if not files:
-            raise ValueError("it has no split called train")
+            raise ValueError(f"it has no split called {dataset.split}")
         # of a repository, not of a bucket, which alone has no such path
         names = [str(huggingface_hub.HfFileSystem().resolve_path(file).path_in_repo) for file in files]  # type: ignore[union-attr]
         return Path(
@@ -170,9 +171,10 @@ def _loaded(dataset: HubDataset, streaming: bool) -> Iterable[dict[str, Any]]:
     import datasets
 
     with _told(dataset), _without_progress_bars():
-        loaded: Iterable[dict[str, Any]] = datasets.load_dataset(
-            dataset.source, dataset.config, split="train", streaming=streaming
-        )
+        loaded = datasets.load_dataset(dataset.source, dataset.config, split=dataset.split, streaming=streaming)
+        for name, feature in (loaded.features or {}).items():
+            if isinstance(feature, datasets.Audio | datasets.Image):  # bytes as they were sent: decoding is ours
+                loaded = loaded.cast_column(name, type(feature)(decode=False))
         yield from loaded
 
 

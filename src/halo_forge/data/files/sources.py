@@ -2,7 +2,8 @@
 
 A file's kind is its extension's unless its first bytes say otherwise. What cannot be data at all (HTML error pages,
 git-lfs pointers, UTF-16, archives, devices) is refused in words. `-` is standard input. A folder written by the
-datasets library's save_to_disk is the Arrow files that it lists.
+datasets library's save_to_disk is the Arrow files that it lists; one of sounds and transcripts (transcripts.py) is a
+row a sound.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from halo_forge.data.files.rows import MAX_ROW_CHARS, Row, Say, shown_path
 from halo_forge.data.files.stdin import STDIN, spooled_stdin
 from halo_forge.data.files.table_rows import csv_rows
 from halo_forge.data.files.text_rows import text_rows
+from halo_forge.data.files.transcripts import gathered_transcripts
 from halo_forge.data.files.trees import gathered_trees, holds_tree_rows
 from halo_forge.errors import DataError
 
@@ -88,6 +90,10 @@ def _files_below(directory: Path) -> list[Path]:
         for path in sorted(directory.rglob("*"))
         if _is_data_file(path) and not any(part.startswith(".") for part in path.relative_to(directory).parts)
     ]
+    if all(without_suffix(path.name).endswith((".txt", ".md")) for path in files):
+        gathered = gathered_transcripts(directory)
+        if gathered is not None:
+            return [gathered]
     if not files:
         raise DataError("this directory holds no data files", where=shown_path(directory), expected=EXPECTED)
     return files

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from halo_forge.errors import DataError
+from halo_forge.runs import cache_directory
 
 STDIN = "-"
 MAX_STDIN_BYTES = 16 * 2**30
@@ -23,8 +24,6 @@ def spooled_stdin(stream: BinaryIO | None = None, max_bytes: int = MAX_STDIN_BYT
 
     Raises DataError where nothing is piped in or it is larger than `max_bytes`. Files of former runs go after a week.
     """
-    from halo_forge.models.embedded import cache_directory
-
     if stream is None:
         if sys.stdin is None or sys.stdin.isatty():
             raise DataError(

@@ -21,6 +21,7 @@ from halo_forge.data.conversion.formats import DETECTED_ROWS, convert, detect
 from halo_forge.data.files.rows import shown_path
 from halo_forge.data.files.sources import expand_paths, read_rows
 from halo_forge.errors import DataError, RowError, UsageError
+from halo_forge.media.store import settle_media
 from halo_forge.metrics import TREE_VARIABLE
 from halo_forge.runs import Notify, sha256_json, silent
 
@@ -187,7 +188,8 @@ def _load_rows(path: Path, notify: Notify) -> Benchmark:
             try:
                 if row.problem is not None:
                     raise row.problem
-                conversation = convert(row, verdict.format).conversation
+                conversation = convert(row, verdict.format, media=True).conversation
+                conversation = settle_media(conversation, Path(row.path).parent)
             except RowError:
                 num_unreadable += 1
                 continue

@@ -24,8 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from halo_forge.errors import UsageError
-from halo_forge.models.embedded import cache_directory
-from halo_forge.runs import sha256_json
+from halo_forge.runs import cache_directory, sha256_json
 
 INSTALL = 'pip install "halo-forge[bench]"'
 HUMANEVAL = ("humaneval", "humaneval_instruct")

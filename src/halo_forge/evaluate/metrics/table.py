@@ -18,10 +18,11 @@ from halo_forge.evaluate.metrics.formats import MARKS, markdown_valid, regex_mat
 from halo_forge.evaluate.metrics.json_answers import json_match, json_valid, repaired_json, schema_valid
 from halo_forge.evaluate.metrics.labels import class_accuracy, why_no_labels
 from halo_forge.evaluate.metrics.lengths import conciseness, repetition
-from halo_forge.evaluate.metrics.overlap import exact_match, numeric_match, rouge_l, token_f1
+from halo_forge.evaluate.metrics.overlap import answer_format, exact_match, numeric_match, rouge_l, token_f1
+from halo_forge.evaluate.metrics.transcripts import ERROR_RATES, Normalising, error_rate
 from halo_forge.metrics import METRIC_FACTS, Kind, MetricFact
+from halo_forge.texts.final_answers import convention_of, marked_number
 from halo_forge.texts.json_documents import is_json_document
-from halo_forge.texts.numbers import marked_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What the user gave to score by."""
+    """What the user gave to score by. speech: how transcripts are normalised, None where the model hears nothing."""
 
     validator: Validator | None = None
     pattern: regex.Pattern[str] | None = None
+    speech: Normalising | None = None
 
 
 Score = Callable[[Answer, str, Given], float | None]
@@ -75,6 +77,10 @@ def _with_pattern(references: Sequence[str], given: Given) -> str | None:
     return None if given.pattern is not None else "no evaluation.regex is given"
 
 
+def _of_speech(references: Sequence[str], given: Given) -> str | None:
+    return None if given.speech is not None else "the model hears no speech"
+
+
 def _for_labels(references: Sequence[str], given: Given) -> str | None:
     return why_no_labels(references)
 
@@ -92,7 +98,14 @@ def _where_half(is_of_its_kind: Callable[[str], bool], words: str) -> Applies:
 
 
 _json_references = _where_half(is_json_document, "are JSON objects or arrays")
-_marked_references = _where_half(lambda reference: marked_number(reference) is not None, "end in `#### number`")
+_marked_references = _where_half(
+    lambda reference: marked_number(reference) is not None,
+    "mark a final number (`#### 18`, `\\boxed{18}`, `The answer is: 18`)",
+)
+_concluded_references = _where_half(
+    lambda reference: convention_of(reference) is not None,
+    "end in an answer convention (`#### 18`, `\\boxed{18}`, `The answer is: 18`)",
+)
 _markdown_references = _where_half(
     lambda reference: MARKS.search(reference) is not None and not is_json_document(reference), "have marks of Markdown"
 )
@@ -110,6 +123,13 @@ def _regex(answer: Answer, reference: str, given: Given) -> float | None:
     return None if given.pattern is None else regex_match(answer.text, given.pattern)
 
 
+def _errors(metric: str) -> Score:
+    def score(answer: Answer, reference: str, given: Given) -> float | None:
+        return None if given.speech is None else error_rate(metric, answer.text, reference, given.speech)
+
+    return score
+
+
 def _of_text(score: Callable[[str, str], float | None]) -> Score:
     return lambda answer, reference, _: score(answer.text, reference)
 
@@ -122,6 +142,9 @@ _SCORING: dict[str, tuple[Score | None, Applies]] = {
     "class_accuracy": (_of_text(class_accuracy), _for_labels),
     "macro_f1": (None, _for_labels),
     "numeric_match": (_of_text(numeric_match), _marked_references),
+    "answer_format": (_of_text(answer_format), _concluded_references),
+    "self_consistency": (None, _always),  # of several answers an item: self_consistency.py
+    **{name: (_errors(name), _of_speech) for name in ERROR_RATES},
     "json_valid": (_of_text(json_valid), _json_references),
     "json_match": (_of_text(json_match), _json_references),
     "schema_valid": (_schema, _with_schema),

@@ -9,8 +9,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from halo_forge.artifacts import PreparedData
-from halo_forge.chat import Conversation, Example, prompt_and_reference, read_conversations, read_examples
+from halo_forge.chat import Conversation, Example, read_conversations, read_examples
 from halo_forge.config.schema import Config
+from halo_forge.domains.media import Media, open_media, question_of
 from halo_forge.errors import TrainingError
 from halo_forge.runs import RunDirectory
 
@@ -26,10 +27,10 @@ def check_masks(run: RunDirectory, prepared: PreparedData, config: Config, token
     """
     if config.data.train_on not in ("assistant", "last_assistant"):
         return 0
-    count = 0
+    count, media = 0, open_media(config, tokenizer)
     for conversation, example in first_rows(run, prepared, CHECKED_ROWS):
         if conversation.messages[0].role != "document":
-            check_row(conversation, example, config, tokenizer)
+            check_row(conversation, example, config, tokenizer, media)
             count += 1
     return count
 
@@ -44,12 +45,18 @@ def first_rows(run: RunDirectory, prepared: PreparedData, limit: int) -> Iterato
             yield conversation, found[conversation.id]
 
 
-def check_row(conversation: Conversation, example: Example, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_row(
+    conversation: Conversation,
+    example: Example,
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    media: Media | None = None,
+) -> None:
     where = f"{conversation.source.path}:{conversation.source.line}"
     turns = trained_turns(conversation, config)
     if not turns:
         return
-    prompt, _, stop_ids = prompt_and_reference(_until(conversation, turns[0]), tokenizer)
+    prompt, _, stop_ids, _ = question_of(_until(conversation, turns[0]), tokenizer, media)
     same = common_prefix(prompt, example.input_ids)
     early = np.flatnonzero(example.loss_weights[:same] > 0)
     if len(early):

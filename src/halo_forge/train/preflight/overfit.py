@@ -46,7 +46,7 @@ def check_overfit(session: Session, run: RunDirectory, prepared: PreparedData) -
     """Train on the shortest of the first rows until it is learnt. Raises TrainingError where its loss does not fall,
     or where the model does not stop at the end of the answer. Weights come out bit for bit as they went in."""
     example, stop_ids, where = overfit_row(session, run, prepared)
-    batch = examples_to_batch([example])
+    batch = examples_to_batch([example], media_inputs=session.media_inputs)
     before = trainable_state(session.model)
     optimizer = make_optimizer(session.model.parameters(), session.config.training)
     try:

@@ -64,7 +64,7 @@ class Onlooker(torch.optim.Optimizer):
 
 def trial_step(session: Session, examples: Sequence[Example]) -> Trial:
     """Run the step of one micro-batch and throw its gradients away. Raises torch.OutOfMemoryError where it is."""
-    batch = examples_to_batch(examples, trim=session.config.training.skip_unread)
+    batch = examples_to_batch(examples, trim=session.config.training.skip_unread, media_inputs=session.media_inputs)
     onlooker = Onlooker(session.parameter_names)
     with left_unchanged(session), peak_memory(session.compute.device) as peak:
         started = time.perf_counter()

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from halo_forge.artifacts import PreparedData
-from halo_forge.chat import Conversation, prompt_and_reference, read_conversations
+from halo_forge.chat import Conversation, read_conversations
+from halo_forge.domains.media import Media, question_of
 from halo_forge.errors import RowError
 from halo_forge.models.generate import Generation, Prompt, generate
 from halo_forge.runs import Notify, read_artifact, write_atomic
@@ -67,7 +68,7 @@ def open_sampler(session: Session, state: TrainState) -> Sampler | None:
         return None
     split = read_artifact(run / "data" / "manifest.json", PreparedData).splits["validation"]
     rows = read_conversations(run / split.conversations, limit=ROWS_READ_PER_PROMPT * settings.sample_prompts)
-    found = [prompt for row in rows if (prompt := _prompt_of(row, session.tokenizer)) is not None]
+    found = [prompt for row in rows if (prompt := _prompt_of(row, session.tokenizer, session.media)) is not None]
     if not found:
         return None
     _cut_back(run / FILE, state.last_validation_step or 0)
@@ -115,7 +116,7 @@ def _answers(
     session.model.eval()
     try:
         with autocast(session.compute.device, session.compute.precision):
-            generate(
+            (generate if session.media is None else session.media.generate)(
                 session.model,
                 [sample.prompt for sample in sampler.prompts],
                 decode=lambda ids: _decode(session.tokenizer, ids),
@@ -131,14 +132,14 @@ def _answers(
     return answers
 
 
-def _prompt_of(row: Conversation, tokenizer: PreTrainedTokenizerBase) -> SamplePrompt | None:
+def _prompt_of(row: Conversation, tokenizer: PreTrainedTokenizerBase, media: Media | None) -> SamplePrompt | None:
     if row.messages[0].role == "document":
         return None
     try:
-        token_ids, reference, stop_token_ids = prompt_and_reference(row, tokenizer)
+        token_ids, reference, stop_token_ids, seen = question_of(row, tokenizer, media)
     except RowError:
         return None
-    prompt = Prompt(tuple(token_ids), frozenset(stop_token_ids))
+    prompt = Prompt(tuple(token_ids), frozenset(stop_token_ids), media=seen)
     return SamplePrompt(_decode(tokenizer, token_ids), prompt, reference)
 
 
