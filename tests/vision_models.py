@@ -66,7 +66,12 @@ def make_model(directory: Path, family: str, tokenizer_directory: Path, seed: in
 
 
 def _ids(tokenizer: Any) -> dict[str, int]:
-    return {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "vocab_size": len(tokenizer), "bos_token_id": None}
+    return {
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+    }
 
 
 def _idefics3(tokenizer: Any) -> tuple[Any, Any]:

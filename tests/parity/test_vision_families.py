@@ -154,7 +154,9 @@ def test_logits_alone_are_transformers_own(family, models, tmp_path):
         batch = examples_to_batch([example], media_inputs=media.inputs)
         with torch.no_grad():
             found = media.logits(model, batch)
-        assert torch.allclose(found, expected[batch.positions], atol=2e-4), (found - expected[batch.positions]).abs().max()
+        assert torch.allclose(found, expected[batch.positions], atol=2e-4), (
+            (found - expected[batch.positions]).abs().max()
+        )
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -214,7 +216,9 @@ def test_answers_are_those_of_transformers_generate(family, models, tmp_path):
                   for k, v in inputs.items()}  # fmt: skip
         assert inputs["input_ids"][0].tolist() == ids
         with torch.no_grad():
-            answer = model.generate(**inputs, do_sample=False, max_new_tokens=6, eos_token_id=list(stops))[0, len(ids) :]
+            answer = model.generate(**inputs, do_sample=False, max_new_tokens=6, eos_token_id=list(stops))[
+                0, len(ids) :
+            ]
         expected.append([t for t in answer.tolist() if t not in stops])
     found = media.generate(model, prompts, decode=media.tokenizer.decode, max_new_tokens=6, batch_size=3)
     assert [list(one.token_ids) for one in found] == expected
