@@ -60,8 +60,8 @@ class RowSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkOrder:
-    """Everything that rows are worked on with; picklable. Without a tokenizer rows are checked for any model, not
-    encoded; with one and without media (its eyes or ears) rows with an image or audio are refused."""
+    """Everything that rows are worked on with; picklable. Without a tokenizer rows are checked, not encoded; without
+    media (eyes or ears of the model) rows with an image or audio are refused, but for checked rows of speech."""
 
     data: DataSection
     actions: Mapping[str, RowAction]
@@ -143,7 +143,8 @@ class RowWorker:
         data = self.order.data
         try:
             media = self.order.media
-            reads = media is not None or self.order.tokenizer is None  # rows that are checked are so for any model
+            # Rows of speech that are checked without a model are meant for one that hears.
+            reads = media is not None or (self.order.tokenizer is None and source.format == "speech")
             converted = convert(row, source.format, data.system_prompt, mixed=source.mixed, media=reads)
             if reads and has_media(converted.conversation):
                 converted = _with_media(converted, row, media.kind if media is not None else None)
