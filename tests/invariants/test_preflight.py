@@ -224,10 +224,10 @@ def test_a_model_that_learns_another_token_than_the_stop_token_is_refused(
     """Planted: targets are the tokens themselves instead of the next ones; the loss falls all the same."""
     real = overfit.examples_to_batch
 
-    def unshifted(examples: Any) -> Any:
+    def unshifted(examples: Any, **named: Any) -> Any:
         from dataclasses import replace
 
-        batch = real(examples)
+        batch = real(examples, **named)
         return replace(batch, targets=batch.input_ids[0][batch.positions[batch.rows]])
 
     monkeypatch.setattr(overfit, "examples_to_batch", unshifted)

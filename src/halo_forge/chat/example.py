@@ -5,6 +5,7 @@ stops the answer; nothing else, unless `train_on` is "all" or names other roles.
 is refused by code:
 
     template_refused  mask_disagreement  stop_token_untrained  double_bos  no_assistant_turn  no_supervised_tokens
+    media_not_rendered  media_truncated
     too_long  no_supervised_tokens_after_truncation  special_tokens_unsplittable  media_unsupported  invalid_unicode
     mixed_document  empty_conversation  bad_weight  reasoning_missing
 """
@@ -19,10 +20,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from halo_forge.chat.batch_encode import EncodedBatch, encode_batch
-from halo_forge.chat.known import known_tokenizer
+from halo_forge.chat.known import KnownTokenizer, known_tokenizer
 from halo_forge.chat.origin import Origin, unmoved_edges, visible
+from halo_forge.chat.placeholders import Stretch, place_media
 from halo_forge.chat.reasoning import ReasoningPolicy, require_reasoning, strip_reasoning
-from halo_forge.chat.records import Conversation, Example, Message
+from halo_forge.chat.records import Conversation, Example, Medium, Message
 from halo_forge.chat.spans import Span, Turn
 from halo_forge.chat.tokens import TokenizedText
 from halo_forge.errors import DataError, RowError
@@ -67,15 +69,17 @@ class ChatEncoder:
         overlong: Overlong = "drop",
         reasoning: ReasoningPolicy = "keep",
         fast: bool = True,
+        known: KnownTokenizer | None = None,
     ) -> None:
         """`train_on`: which turns are trained, or the roles whose turns are (of a user's or system's turn: its text and
         the special token right after it). `reasoning`: rendered as the template does, taken out before that, or
-        required in every trained answer. `fast=False` makes `encode_batch` encode every row by `encode`."""
+        required in every trained answer. `fast=False` makes `encode_batch` encode every row by `encode`. `known`: the
+        tokenizer with the placeholders of its media, for a model that reads more than text."""
         self.tokenizer = tokenizer
         self.max_seq_length, self.train_on, self.overlong = max_seq_length, train_on, overlong
         self.reasoning, self.fast = reasoning, fast
         self.other_roles = frozenset[str]() if isinstance(train_on, str) else frozenset(train_on) - {"assistant"}
-        self.known = known_tokenizer(tokenizer)
+        self.known = known or known_tokenizer(tokenizer)
 
     def encode_batch(self, conversations: Sequence[Conversation]) -> EncodedBatch:
         """Exactly what `encode` gives for each conversation, many times quicker; a refused row is in `problems`.
@@ -91,6 +95,7 @@ class ChatEncoder:
             train_on=self.train_on,
             reasoning=self.reasoning,
             fast=False,
+            known=self.known,
         )
 
     def prepared(self, conversation: Conversation) -> Conversation | RowError:
@@ -110,18 +115,19 @@ class ChatEncoder:
         if isinstance(prepared, RowError):
             raise prepared
         conversation = prepared
+        media: tuple[Medium, ...] = ()
         if any(message.role == "document" for message in conversation.messages):
             ids, weights, notes = self._encode_document(conversation)
         else:
-            ids, weights, notes = self._encode_chat(conversation)
+            ids, weights, notes, media = self._encode_chat(conversation)
         weights[0] = 0.0
         weights *= conversation.weight
         if not (weights > 0).any():
             raise RowError("no_supervised_tokens", "no token of the row is trained: every weight is 0")
         if len(ids) > self.max_seq_length:
-            ids, weights = self._shorten(ids, weights, conversation)
+            ids, weights = self._shorten(ids, weights, conversation, media)
             notes = [*notes, "truncated"]
-        example = Example(input_ids=ids, loss_weights=weights, conversation_id=conversation.id)
+        example = Example(input_ids=ids, loss_weights=weights, conversation_id=conversation.id, media=media)
         return Encoded(example=example, notes=tuple(dict.fromkeys(notes)))
 
     def _encode_document(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -138,7 +144,7 @@ class ChatEncoder:
         weights = np.ones(len(ids), dtype=np.float32)
         return ids, weights, ["special_tokens_neutralised"] if neutralised else []
 
-    def _encode_chat(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    def _encode_chat(self, conversation: Conversation) -> tuple[np.ndarray, np.ndarray, list[str], tuple[Medium, ...]]:
         roles = [message.role for message in conversation.messages]
         if not roles:
             raise RowError("empty_conversation", "the row has no messages")
@@ -166,7 +172,16 @@ class ChatEncoder:
         if self.other_roles:
             self._train_texts(conversation, rendering.origin, tokens, weights)
         self._check_bos(ids)
-        return ids, weights, notes
+        media, stands = self._place_media(rendering.media, tokens)
+        weights[: len(stands)][stands] = 0.0  # what stands for an image is read and never said
+        return ids, weights, notes, media
+
+    def _place_media(
+        self, stretches: Sequence[Stretch], tokens: TokenizedText
+    ) -> tuple[tuple[Medium, ...], np.ndarray]:
+        if self.known.placeholders is None:
+            return (), np.zeros(len(tokens), dtype=bool)
+        return place_media(tokens, stretches, self.known.placeholders)
 
     def _train_texts(
         self, conversation: Conversation, origin: Origin, tokens: TokenizedText, weights: np.ndarray
@@ -230,7 +245,7 @@ class ChatEncoder:
             raise RowError("double_bos", "the row has more than one begin-of-text token; the template writes it twice")
 
     def _shorten(
-        self, ids: np.ndarray, weights: np.ndarray, conversation: Conversation
+        self, ids: np.ndarray, weights: np.ndarray, conversation: Conversation, media: Sequence[Medium]
     ) -> tuple[np.ndarray, np.ndarray]:
         reason = f"{len(ids)} tokens, limit {self.max_seq_length}"
         if self.overlong == "fail":
@@ -242,6 +257,10 @@ class ChatEncoder:
             )
         if self.overlong == "drop":
             raise RowError("too_long", reason)
+        if self.known.placeholders is not None and media:
+            cut = np.isin(ids[self.max_seq_length :], list(self.known.placeholders.ids))
+            if cut.any():
+                raise RowError("media_truncated", f"{reason}: {int(cut.sum())} tokens of an image stand behind the cut")
         ids, weights = ids[: self.max_seq_length].copy(), weights[: self.max_seq_length].copy()
         if not (weights > 0).any():
             raise RowError(
@@ -266,7 +285,12 @@ def conversation_to_example(
 def prompt_and_reference(
     conversation: Conversation, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], str, list[int]]:
-    """(prompt ids, reference answer, stop token ids) for generating the last assistant turn anew.
+    """`question` of a text model, without its media."""
+    return question(conversation, known_tokenizer(tokenizer))[:3]
+
+
+def question(conversation: Conversation, known: KnownTokenizer) -> tuple[list[int], str, list[int], tuple[Medium, ...]]:
+    """(prompt ids, reference answer, stop token ids, media of the prompt) for generating the last assistant turn anew.
 
     The prompt is everything before that turn with the generation prompt. The reference is the turn's text; where the
     template writes more into the answer (tool calls, reasoning, an empty `<think>` block), it is the exact trained
@@ -280,10 +304,10 @@ def prompt_and_reference(
     last = turns[-1]
     if last == 0:
         raise RowError("no_prompt", "nothing stands before the answer, so there is nothing to ask a model")
-    known = known_tokenizer(tokenizer)
     facts = known.facts(conversation)
-    text, origin = known.render_part(conversation, last, True)
+    text, origin, stretches = known.render_part(conversation, last, True)
     tokens, _ = known.encoder.encode(text, origin)
+    media = place_media(tokens, stretches, known.placeholders)[0] if known.placeholders else ()
     answered = known.render(_first_messages(conversation, last + 1))
     span, turn = answered.spans[-1], answered.turns[-1]
     end = len(answered.text) if span.end is None else span.end - len(turn.stop or "")
@@ -296,7 +320,7 @@ def prompt_and_reference(
     stop_ids = known.encoder.ids_of([stop for stop in stops if stop is not None])
     if known.encoder.eos_id is not None:
         stop_ids.append(known.encoder.eos_id)
-    return tokens.ids.tolist(), reference, list(dict.fromkeys(stop_ids))
+    return tokens.ids.tolist(), reference, list(dict.fromkeys(stop_ids)), media
 
 
 def _first_messages(conversation: Conversation, count: int) -> Conversation:

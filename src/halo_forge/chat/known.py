@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from halo_forge.chat.messages import CallStyle, messages_to_template, template_renderer, template_source
 from halo_forge.chat.origin import REASONING, TEXT, Origin, trace_origin, visible
+from halo_forge.chat.placeholders import Placeholders, Stretch, expanded, media_of
 from halo_forge.chat.records import Conversation
 from halo_forge.chat.spans import Span, Turn, agreed_spans, turns_of
 from halo_forge.chat.template import TemplateFacts, learn_template
@@ -25,13 +27,14 @@ class Rendering:
     spans: tuple[Span, ...]
     turns: tuple[Turn, ...]
     notes: tuple[str, ...]
+    media: tuple[Stretch, ...] = ()
 
 
 class KnownTokenizer:
     """What has been found out about one tokenizer and its templates."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, placeholders: Placeholders | None = None) -> None:
+        self.tokenizer, self.placeholders = tokenizer, placeholders
         self.signature = _signature(tokenizer)
         self.encoder = TextEncoder(tokenizer, str(tokenizer.chat_template or ""))
         self._facts: dict[str, TemplateFacts] = {}
@@ -40,6 +43,7 @@ class KnownTokenizer:
         self.adds_bos = bool(probe) and probe[0] == tokenizer.bos_token_id
         self.bos_opens_turns = False
         self.fast: Any = None  # what batch_encode.py has learnt
+        self.call_format: Any = None  # what call_format.py has found
 
     def facts(self, conversation: Conversation) -> TemplateFacts:
         source = template_source(self.tokenizer, conversation.tools)
@@ -68,10 +72,21 @@ class KnownTokenizer:
 
     def template_messages(self, conversation: Conversation, facts: TemplateFacts) -> list[dict[str, Any]]:
         style = facts.tools.style if facts.tools else CallStyle()
-        return messages_to_template(conversation.messages, style)
+        return messages_to_template(conversation.messages, style, self.placeholders.kind if self.placeholders else None)
 
-    def render_part(self, conversation: Conversation, count: int, prompt: bool) -> tuple[str, Origin]:
-        """The first `count` messages, and where each character comes from."""
+    def render_part(
+        self, conversation: Conversation, count: int, prompt: bool
+    ) -> tuple[str, Origin, tuple[Stretch, ...]]:
+        """The first `count` messages with their media spelled out, where each character comes from, and which stand
+        for media."""
+        text, origin = self._render_part(conversation, count, prompt)
+        media = media_of(conversation, count)
+        if not media or self.placeholders is None:
+            return text, origin, ()
+        spelled = expanded(text, origin, media, self.placeholders)
+        return spelled.text, spelled.origin, spelled.stretches
+
+    def _render_part(self, conversation: Conversation, count: int, prompt: bool) -> tuple[str, Origin]:
         facts = self.facts(conversation)
         messages = self.template_messages(conversation, facts)[:count]
 
@@ -97,7 +112,7 @@ class KnownTokenizer:
                 "model could never be told to stop there",
             )
         messages = self.template_messages(conversation, facts)
-        text, origin = self.render_part(conversation, len(messages), False)
+        text, origin = self._render_part(conversation, len(messages), False)
         notes = _missing_content(conversation, facts, origin, text)
         calls = [bool(message.tool_calls) for message in conversation.messages]
         turns = turns_of([message.role for message in conversation.messages], calls, facts)
@@ -109,7 +124,22 @@ class KnownTokenizer:
                 return None
 
         spans = agreed_spans(text, origin, turns, grow)
-        return Rendering(text, origin, tuple(spans), tuple(turns), tuple(notes))
+        _check_all_calls(conversation, spans, text)
+        rendering = Rendering(text, origin, tuple(spans), tuple(turns), tuple(notes))
+        return self._spelled(rendering, conversation)
+
+    def _spelled(self, rendering: Rendering, conversation: Conversation) -> Rendering:
+        """The rendering with its media spelled out; everything that was found in it moves along."""
+        media = media_of(conversation, len(conversation.messages))
+        if not media or self.placeholders is None:
+            return rendering
+        new = expanded(rendering.text, rendering.origin, media, self.placeholders)
+        spans = [
+            replace(span, start=new.moved(span.start), end=None if span.end is None else new.moved(span.end))
+            for span in rendering.spans
+        ]
+        notes = (*rendering.notes, *new.notes)
+        return Rendering(new.text, new.origin, tuple(spans), rendering.turns, notes, new.stretches)
 
 
 def _missing_content(conversation: Conversation, facts: TemplateFacts, origin: Origin, text: str) -> list[str]:
@@ -117,7 +147,10 @@ def _missing_content(conversation: Conversation, facts: TemplateFacts, origin: O
     notes = []
     for index, message in enumerate(conversation.messages):
         if message.tool_calls and facts.tools is None:
-            raise RowError("template_refused", f"the chat template leaves out the tool call of message {index}")
+            raise RowError(
+                "template_refused",
+                f"the chat template leaves out the tool call of message {index}; model.tool_format: auto writes it",
+            )
         if message.reasoning and visible(message.reasoning) and not origin.shows(index, REASONING):
             notes.append("reasoning_not_rendered")
         if not visible(message.text) or origin.shows(index, TEXT):
@@ -132,6 +165,17 @@ def _missing_content(conversation: Conversation, facts: TemplateFacts, origin: O
     if any(isinstance(tool.get("name"), str) and tool["name"] not in text for tool in declared):
         notes.append("tools_not_rendered")
     return notes
+
+
+def _check_all_calls(conversation: Conversation, spans: Sequence[Span], text: str) -> None:
+    """Some templates write the first call of several and say nothing of the others."""
+    for span in spans:
+        calls = conversation.messages[span.message].tool_calls
+        for name, count in Counter(call.name for call in calls).items() if len(calls) > 1 else ():
+            if text.count(name, span.start, span.end) < count:
+                raise RowError(
+                    "template_refused", f"the chat template leaves out one of the tool calls of message {span.message}"
+                )
 
 
 _MAX_KNOWN = 4

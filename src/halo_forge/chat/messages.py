@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateSyntaxError
 
-from halo_forge.chat.records import MediaPart, Message
+from halo_forge.chat.placeholders import content_with_seats, holds_seat, parts_of_content
+from halo_forge.chat.records import MediaKind, MediaPart, Message, TextPart
 from halo_forge.errors import DataError, RowError
 
 if TYPE_CHECKING:
@@ -35,15 +36,22 @@ Render = Callable[[list[dict[str, Any]], Sequence[dict[str, Any]], bool], str]
 """render(messages, tools, add_generation_prompt): one rendering by one template."""
 
 
-def messages_to_template(messages: Sequence[Message], style: CallStyle) -> list[dict[str, Any]]:
-    """The dictionaries `apply_chat_template` reads. Raises RowError `media_unsupported` for images and audio."""
-    return [_message_to_template(index, message, style) for index, message in enumerate(messages)]
+def messages_to_template(
+    messages: Sequence[Message], style: CallStyle, reads: MediaKind | None = None
+) -> list[dict[str, Any]]:
+    """The dictionaries `template_renderer` reads; media of the kind that the model `reads` are seats in the content
+    (placeholders.py). Raises RowError `media_unsupported` for others."""
+    return [_message_to_template(index, message, style, reads) for index, message in enumerate(messages)]
 
 
-def _message_to_template(index: int, message: Message, style: CallStyle) -> dict[str, Any]:
-    if any(isinstance(part, MediaPart) for part in message.parts):
-        raise RowError("media_unsupported", f"message {index} holds an image or audio, which a text model cannot read")
+def _message_to_template(index: int, message: Message, style: CallStyle, reads: MediaKind | None) -> dict[str, Any]:
     content: str | None = message.text
+    media = [part for part in message.parts if isinstance(part, MediaPart)]
+    if any(part.kind != reads for part in media):
+        who = f"a model that reads {reads}" if reads else "a text model"
+        raise RowError("media_unsupported", f"message {index} holds an image or audio, which {who} cannot read")
+    if media:
+        content = content_with_seats(message.parts, _text_of_part, index)
     if message.tool_calls and not content:
         content = style.empty_content
     row: dict[str, Any] = {"role": message.role, "content": content}
@@ -68,6 +76,10 @@ def _message_to_template(index: int, message: Message, style: CallStyle) -> dict
     if message.call_id is not None:
         row["tool_call_id"] = message.call_id
     return row
+
+
+def _text_of_part(part: Any) -> str:
+    return part.text if isinstance(part, TextPart) else ""
 
 
 def template_source(tokenizer: PreTrainedTokenizerBase, tools: Sequence[dict[str, Any]]) -> str:
@@ -98,8 +110,10 @@ def template_renderer(tokenizer: PreTrainedTokenizerBase, content_as_parts: bool
     The renderer raises RowError `template_refused` with the template's own words, DataError for invalid Jinja."""
 
     def render(messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]], add_generation_prompt: bool) -> str:
-        if content_as_parts:
-            messages = [_with_parts(message) for message in messages]
+        messages = [
+            _with_parts(message) if content_as_parts or holds_seat(message.get("content")) else message
+            for message in messages
+        ]
         try:
             return str(
                 tokenizer.apply_chat_template(
@@ -123,4 +137,4 @@ def template_renderer(tokenizer: PreTrainedTokenizerBase, content_as_parts: bool
 
 def _with_parts(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
-    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+    return {**message, "content": parts_of_content(content)} if isinstance(content, str) else message

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from halo_forge.cli.launch_options import with_processes
+from halo_forge.cli.on_hand import require_on_hand
 from halo_forge.cli.running import (
     VERDICT_EXIT,
     ConfigOption,
@@ -180,8 +181,6 @@ def domain_command(name: str) -> Any:
     """The `sft` command of one domain: the same training with the domain's defaults."""
     from halo_forge.domains import get_domain
 
-    domain = get_domain(name)
-
     @told_in_words
     @with_processes
     def sft(
@@ -199,6 +198,7 @@ def domain_command(name: str) -> Any:
         as_json: JsonOption = False,
         launch: Launch | None = None,
     ) -> None:
+        domain = get_domain(name)
         flags = given(
             {
                 "--model": ("model.name", model),
@@ -212,7 +212,9 @@ def domain_command(name: str) -> Any:
         resolved = load_config(config, overrides=overrides or (), flags=flags, preset=domain.defaults, preset_name=name)
         execute(resolved, "gate", How(resume=resume, fresh=fresh, dry_run=dry_run, as_json=as_json, launch=launch))
 
-    sft.__doc__ = f"Fine-tune with the {domain.title} defaults.\n\n{domain.note}"
+    sft.__doc__ = (
+        f"Fine-tune with the defaults of the {name} domain.\n\n`halo-forge domains` says what it reads and trains."
+    )
     return sft
 
 
@@ -231,6 +233,7 @@ class How:
 def execute(resolved: ResolvedConfig, until: str, how: How) -> None:
     """Run the pipeline with a live display; print the result; exit with the gate's code where asked to."""
     require_a_source(resolved)
+    require_on_hand(resolved.config)
     from rich.console import Console
 
     from halo_forge.cli.console import Reporter

@@ -19,6 +19,7 @@ SECTION_MEANING = {
     "lora": "Low-rank adapters; read when training.method is lora, dora or qlora.",
     "adapter": "Bottleneck adapters; read when training.method is adapter.",
     "audio": "What a speech model is told beside the sound; read where the model hears.",
+    "vision": "Images; read when the model is one that sees.",
     "output": "The run directory.",
     "evaluation": "Base and tuned model on the held-out rows.",
     "judge": "A model that compares the answers of base and tuned; off without judge.judge_model.",

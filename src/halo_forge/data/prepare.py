@@ -33,14 +33,14 @@ from halo_forge.data.ledger import LineWriter, Summary, check_totals
 from halo_forge.data.overlap.benchmark_items import Benchmark, benchmarks_of
 from halo_forge.data.overlap.contamination import BenchmarkIndex
 from halo_forge.data.parts import Part
-from halo_forge.data.prepared_report import contamination, flag_notes, mix_of, prepared_record, style_notes
+from halo_forge.data.prepared_report import call_notes, contamination, flag_notes, mix_of, prepared_record, style_notes
 from halo_forge.data.prepared_store import PreparedSet, code_fingerprint, prepared_set
 from halo_forge.data.reasons import action_table
 from halo_forge.data.row_work import WorkOrder
 from halo_forge.data.split_files import write_splits
 from halo_forge.data.verdict import refuse_decided, refuse_part, refuse_unusable
 from halo_forge.data.workers import PartMaker
-from halo_forge.domains.media import open_media, settings_of
+from halo_forge.domains.media import media_inputs_sha256, open_media
 from halo_forge.errors import DataError, RunConflict
 from halo_forge.runs import (
     Notify,
@@ -146,8 +146,9 @@ def _inputs(config: Config, sources: list[Source], benchmarks: list[Benchmark], 
     inputs |= {f"data.{key}": sha256_json(value) for key, value in settings.items()}
     inputs |= {f"benchmark:{found.name}": found.sha256 for found in benchmarks}
     inputs["template"], inputs["tokenizer"] = template_sha256(tokenizer), tokenizer_sha256(tokenizer)
-    if settings := settings_of(open_media(config, tokenizer)):
-        inputs["media"] = sha256_json(settings)
+    media = open_media(config, tokenizer)
+    if media is not None:
+        inputs["media"] = media_inputs_sha256(media, tokenizer)
     inputs["code"] = sha256_json(CODE_SCHEMA)
     return inputs
 
@@ -207,7 +208,14 @@ class _Preparation:
         check_totals(summary, num_read(parts, self.sources), {name: split.rows for name, split in splits.items()})
         mix = mix_of(rows, self.config)
         shared = overlap_note(overlap, splits["train"].rows, splits["holdout"].rows)
-        for note in [*rows.notes, *(mix.notes if mix else ()), *style_notes(rows), *flag_notes(summary), shared]:
+        for note in [
+            *rows.notes,
+            *(mix.notes if mix else ()),
+            *style_notes(rows),
+            *call_notes(rows),
+            *flag_notes(summary),
+            shared,
+        ]:
             if note:
                 self.say(note)
         prepared = prepared_record(self.config, rows, summary, told, splits, read.verdicts, self.inputs)

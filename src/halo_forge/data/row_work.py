@@ -24,6 +24,8 @@ from halo_forge.data.files.rows import Row
 from halo_forge.data.overlap.benchmark_items import HOLDOUT
 from halo_forge.data.overlap.plain_text import plain_turns
 from halo_forge.data.reasons import DROPPING, REASONS
+from halo_forge.data.rules.answer_convention import CONTRADICTIONS, settle_answers, with_instruction
+from halo_forge.data.rules.calls import call_traits
 from halo_forge.data.rules.consistency import style_features
 from halo_forge.data.rules.quality import Inspector
 from halo_forge.data.rules.quality_rules import RULE
@@ -90,6 +92,7 @@ class Draft:
     hit: Hit | None = None
     language: str = ""
     style: int = 0
+    calls: int = 0
     ids: np.ndarray | None = None
     weights: np.ndarray | None = None
     media: tuple[Medium, ...] = ()
@@ -161,8 +164,10 @@ class RowWorker:
         if source.is_settled:
             draft.conversation, draft.prompt_key = converted.conversation, converted.prompt_key
             draft.style = style_features(converted.conversation)
+            draft.calls = call_traits(converted.conversation)
             return draft
         self._inspect(draft, converted)
+        self._settle_answers(draft)
         if draft.conversation is not None and (source.name or source.loss_weight != 1.0):
             draft.conversation = _of_source(draft.conversation, source)
         return draft
@@ -175,9 +180,23 @@ class RowWorker:
         draft.fixes = (*converted.fixes, *inspection.fixes)
         draft.flags = (*(flag for flag in converted.flags if flag not in RULE), *inspection.flags)
         draft.found, draft.language = dict(inspection.found), inspection.language or ""
-        draft.style = style_features(inspection.conversation)
+        draft.style, draft.calls = style_features(inspection.conversation), call_traits(inspection.conversation)
         if inspection.problem_code:
             draft.problem = RowError(inspection.problem_code, RULE[inspection.problem_code].meaning)
+
+    def _settle_answers(self, draft: Draft) -> None:
+        """The final answer in the convention of data.final_answer, and the question that asks for it."""
+        convention, before = self.order.data.final_answer, draft.conversation
+        if convention == "keep" or before is None or draft.problem is not None or before.messages[0].role == "document":
+            return
+        settled = settle_answers(before, convention, self.order.actions)
+        conversation = settled.conversation
+        draft.fixes, draft.flags = (*draft.fixes, *settled.fixes), (*draft.flags, *settled.flags)
+        draft.found |= settled.found
+        if self.order.data.answer_instruction and CONTRADICTIONS.isdisjoint(settled.flags):
+            conversation = with_instruction(conversation, convention)
+        if conversation is not before:
+            draft.conversation = replace(conversation, id=conversation_id(conversation))
 
     def _compare_with_benchmarks(self, drafts: list[Draft]) -> None:
         assert self.order.benchmarks is not None

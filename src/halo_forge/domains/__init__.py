@@ -57,16 +57,23 @@ _ALL = (
     Domain(
         name="reasoning",
         title="Reasoning",
-        defaults=_defaults("Qwen/Qwen2.5-3B-Instruct", "metamath", "models/reasoning_sft", 2),
+        defaults={
+            **_defaults("Qwen/Qwen2.5-3B-Instruct", "metamath", "models/reasoning_sft", 2),
+            "data.final_answer": "hashes",
+            "evaluation.max_new_tokens": 512,
+        },
         datasets=("metamath", "gsm8k_sft"),
-        note="Reasoning rows are trained as text: the answer with its steps, as the data set writes them.",
+        note="Worked solutions in one answer convention, #### and the final answer: prompt, target and scorer agree.",
     ),
     Domain(
         name="agentic",
         title="Agentic",
-        defaults=_defaults("Qwen/Qwen2.5-7B-Instruct", "xlam_sft", "models/agentic_sft", 2),
+        defaults={
+            **_defaults("Qwen/Qwen2.5-7B-Instruct", "xlam_sft", "models/agentic_sft", 2),
+            "model.tool_format": "auto",
+        },
         datasets=("xlam_sft", "glaive_sft"),
-        note="Tool calls are trained as text: what the model's own chat template makes of them.",
+        note="Calls are trained as the model's own template writes them, and held against their tools' schemas before.",
     ),
     Domain(
         name="vlm",
@@ -95,11 +102,18 @@ _ALL = (
 ENTRY_POINTS = "halo_forge.domains"
 
 
+def domain_names() -> list[str]:
+    """Ours and those of installed packages, none of which is loaded: a broken one must not stand in the way of help."""
+    names = [*(domain.name for domain in _ALL), *(entry.name for entry in entry_points(group=ENTRY_POINTS))]
+    return list(dict.fromkeys(names))
+
+
 @cache
 def all_domains() -> Mapping[str, Domain]:
     """Ours, and those of installed packages: each entry point of the group `halo_forge.domains` is a Domain.
 
-    Raises UsageError for one that cannot be loaded, is no Domain, or takes a name or a model type that is taken."""
+    Raises UsageError for one that cannot be loaded, is no Domain, is not called what its entry point is, or takes a
+    name or a model type that is taken."""
     found = {domain.name: domain for domain in _ALL}
     for entry in entry_points(group=ENTRY_POINTS):
         where = f"entry point {entry.name} = {entry.value}"
@@ -109,6 +123,8 @@ def all_domains() -> Mapping[str, Domain]:
             raise UsageError(f"a domain cannot be loaded: {type(error).__name__}: {error}", where=where) from error
         if not isinstance(domain, Domain):
             raise UsageError(f"this is no Domain but {type(domain).__name__}", where=where)
+        if domain.name != entry.name:
+            raise UsageError(f"the domain `{domain.name}` stands under the name `{entry.name}`", where=where)
         known_types = {model_type for other in found.values() for model_type in other.model_types}
         taken = {domain.name} & set(found) or set(domain.model_types) & known_types
         if taken:

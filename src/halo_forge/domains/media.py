@@ -14,6 +14,7 @@ from halo_forge.chat.records import Conversation, Example, MediaKind, Medium
 from halo_forge.config.schema import Config, DataSection
 from halo_forge.domains import domain_that_reads
 from halo_forge.models.inspection import read_json_object
+from halo_forge.runs import sha256_file, sha256_json
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +117,16 @@ def question_of(
     """(prompt ids, reference answer, stop token ids, media before the answer) for answering the last turn anew, with
     or without eyes and ears. Raises RowError."""
     return media.question(conversation) if media is not None else (*prompt_and_reference(conversation, tokenizer), ())
+
+
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+def media_inputs_sha256(media: Media, tokenizer: Any) -> str:
+    """Hash of what prepared rows with media depend on beside the tokenizer: the processor, and how media are read."""
+    directory = Path(getattr(tokenizer, "name_or_path", ""))
+    files = [directory / name for name in PROCESSOR_FILES if (directory / name).is_file()]
+    return sha256_json([settings_of(media), *(sha256_file(file) for file in files)])
 
 
 def open_media(config: Config, tokenizer: Any) -> Media | None:

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from halo_forge.chat.records import Example
-from halo_forge.domains.alone import lone_document
+from halo_forge.domains.alone import documents
 from halo_forge.domains.media import Media
 from halo_forge.models.forward import Precision, computing_in, keep_going, language_model, padded_attention
 
@@ -51,7 +51,7 @@ def answer_nll(
             check()
             batch = [examples[index] for index in indices]
             if media is not None:
-                sums = [_nll_with_media(model, example, media) for example in batch]
+                sums = _nll_with_media(model, batch, media)
             elif head_is_plain:
                 sums = _batch_nll(inner, batch)
             else:
@@ -76,10 +76,15 @@ def batches_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[
         yield batch
 
 
-def _nll_with_media(model: torch.nn.Module, example: Example, media: Media) -> float:
-    """What the model's domain computes for the example by itself."""
-    document = lone_document(example, media, language_model(model).device)
-    return float(token_nll(media.logits(model, document), document.targets).sum())
+def _nll_with_media(model: torch.nn.Module, batch: Sequence[Example], media: Media) -> list[float]:
+    """What the model's domain computes, for all at once where it keeps documents of one row apart."""
+    device = language_model(model).device
+    sums: list[float] = []
+    for group in [batch] if media.packs else [[example] for example in batch]:
+        row = documents(group, media, device)
+        nll = token_nll(media.logits(model, row), row.targets)
+        sums += [float(part.sum()) for part in nll.split([example.num_supervised_tokens for example in group])]
+    return sums
 
 
 def _batch_nll(model: PreTrainedModel, batch: Sequence[Example]) -> Sequence[float]:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from markupsafe import Markup
-
 from halo_forge.failures.records import FailedAnswer, FailureCluster, Inspection
-from halo_forge.report.page import page_environment, page_style
+from halo_forge.report.page import page_dress, page_environment
 from halo_forge.report.visible import Clipped, Difference, clip, difference, visible
 from halo_forge.runs import write_atomic
 
@@ -43,8 +39,6 @@ def write_page(path: Path, inspection: Inspection) -> None:
 
 
 def render_page(inspection: Inspection) -> str:
-    style = page_style()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     largest = max((cluster.num for cluster in inspection.clusters), default=1)
     views = [
         ClusterView(
@@ -57,9 +51,7 @@ def render_page(inspection: Inspection) -> str:
         page_environment()
         .get_template("failures.html.j2")
         .render(
-            style=Markup(style),
-            policy=f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
-            "form-action 'none'",
+            **page_dress(),
             found=inspection,
             name=Path(inspection.run).resolve().name,
             views=views,

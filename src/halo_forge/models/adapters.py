@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from halo_forge.errors import CheckpointError, UsageError
 from halo_forge.models.bottleneck import bottleneck_off, has_bottlenecks
-from halo_forge.models.lora_options import LoraOptions, peft_arguments, whole
+from halo_forge.models.lora_options import KEPT_FROZEN, LoraOptions, peft_arguments, whole
 from halo_forge.models.quiet import quiet_transformers
 
 Model = PreTrainedModel | PeftModel
@@ -25,6 +25,15 @@ TargetModules = Sequence[str] | Literal["all-linear"]
 
 
 PLAIN = LoraOptions()
+
+
+def freeze(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Keep modules out of training, by their dotted names: no gradient, and no adapter beside their linear layers."""
+    for name in names:
+        module = model.get_submodule(name)
+        setattr(module, KEPT_FROZEN, True)
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(False)
 
 
 def add_lora(
@@ -93,10 +102,17 @@ def linear_module_names(model: torch.nn.Module) -> list[str]:
     """Last parts of the names of the linear layers that can take an adapter, most frequent first."""
     counts: dict[str, int] = {}
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not _output_layer(model):
-            last = name.rpartition(".")[2]
+        if _takes_adapter(model, module):
+            before, _, last = name.rpartition(".")
+            if last.isdigit():  # a number alone would be a name of many lists
+                last = f"{before.rpartition('.')[2]}.{last}"
             counts[last] = counts.get(last, 0) + 1
     return sorted(counts, key=lambda name: (-counts[name], name))
+
+
+def _takes_adapter(model: torch.nn.Module, module: torch.nn.Module) -> bool:
+    linear = isinstance(module, torch.nn.Linear | Conv1D) and module is not _output_layer(model)
+    return linear and not getattr(module, KEPT_FROZEN, False)
 
 
 def _output_layer(model: torch.nn.Module) -> torch.nn.Module | None:
@@ -108,11 +124,7 @@ def _output_layer(model: torch.nn.Module) -> torch.nn.Module | None:
 
 def checked_targets(model: PreTrainedModel, target_modules: Sequence[str]) -> list[str]:
     known = linear_module_names(model)
-    linear = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | Conv1D) and module is not _output_layer(model)
-    ]
+    linear = [name for name, module in model.named_modules() if _takes_adapter(model, module)]
     lost = [
         target for target in target_modules if not any(name == target or name.endswith(f".{target}") for name in linear)
     ]

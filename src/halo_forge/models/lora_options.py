@@ -13,6 +13,9 @@ from transformers import PreTrainedModel
 
 from halo_forge.errors import UsageError
 
+KEPT_FROZEN = "kept_frozen"
+"""Attribute of modules that the configuration freezes (adapters.freeze)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoraOptions:
@@ -38,9 +41,17 @@ class LoraOptions:
 def peft_arguments(model: PreTrainedModel, targets: Sequence[str], options: LoraOptions) -> dict[str, Any]:
     """Arguments of peft's LoraConfig. Raises UsageError for whatever would match nothing in `model`: peft skips it."""
     names = [name for name, _ in model.named_modules() if name]
-    adapted = _adapted_layers(names, targets, options)
+    frozen = [name for name, module in model.named_modules() if getattr(module, KEPT_FROZEN, False)]
+    passed_over = [name for name in frozen if any(matches(name, target) for target in targets)]
+    adapted = [name for name in _adapted_layers(names, targets, options) if name not in set(frozen)]
     _check_patterns(adapted, "rank_pattern", options.rank_pattern)
     _check_patterns(adapted, "alpha_pattern", options.alpha_pattern)
+    kept = [name for name in options.modules_to_save if any(matches(module, name) for module in frozen)]
+    if kept:
+        raise UsageError(
+            f"{kept[0]} is to be trained whole and to stay frozen", where="lora.modules_to_save",
+            fix="take its part out of vision.freeze",
+        )  # fmt: skip
     lost = [name for name in options.modules_to_save if not any(matches(module, name) for module in names)]
     if lost:
         _refuse(lost[0], "modules_to_save", names, "no module of this model is called")
@@ -50,7 +61,7 @@ def peft_arguments(model: PreTrainedModel, targets: Sequence[str], options: Lora
         "rank_pattern": dict(options.rank_pattern),
         "alpha_pattern": {name: whole(alpha) for name, alpha in options.alpha_pattern.items()},
         "modules_to_save": [long for name in options.modules_to_save for long in unambiguous(name, names)] or None,
-        "exclude_modules": list(options.exclude_modules) or None,
+        "exclude_modules": [*options.exclude_modules, *passed_over] or None,
         "layers_to_transform": None if options.layers_to_transform is None else list(options.layers_to_transform),
     }
     ends = embedding_names(model)

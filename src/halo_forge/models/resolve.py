@@ -1,6 +1,6 @@
 """A model's name becomes a directory on this machine. No torch, so that a wrong name fails in a moment.
 
-In this order: a directory of that name; the embedded default or a packaged Whisper; the Hub cache; the Hub.
+In this order: a directory of that name; the embedded default, a packaged Whisper and the graft; the Hub cache; the Hub.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from halo_forge.errors import ModelNotFound
-from halo_forge.models import embedded, embedded_whisper, hub, inspection
+from halo_forge.models import embedded, embedded_whisper, graft, hub, inspection
 from halo_forge.runs import Notify, silent
 
 
 def resolve_model(name: str, revision: str | None = None, *, weights: bool = True, notify: Notify = silent) -> Path:
     """The local directory of a model: inspected, whole, and free of anything that would run code.
 
-    name      a directory, `smollm2-135m-instruct`, `whisper-tiny.en`, `whisper-base`, or a Hub id
+    name      a directory, `smollm2-135m-instruct`, `whisper-tiny.en`, `whisper-base`, `smolvlm-graft` (graft.py), or a
+              Hub id
     revision  branch, tag or commit; for Hub ids only
     weights   False settles for what a tokenizer needs: no weights are downloaded or looked for
     Raises ModelNotFound with the way out. Offline that takes well under a second.
@@ -38,6 +39,8 @@ def resolve_model(name: str, revision: str | None = None, *, weights: bool = Tru
         )  # fmt: skip
     if name.lower() == embedded.NAME and revision is None and embedded.package_directory() is not None:
         return embedded.embedded_model(notify)
+    if name.lower() == graft.NAME and revision is None:
+        return graft.grafted_model(notify)
     speech = embedded_whisper.packaged(name)
     if speech is not None and name.lower() == speech.name and revision is None and speech.files() is not None:
         return embedded_whisper.packaged_model(speech, notify)

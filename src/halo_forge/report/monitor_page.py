@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from markupsafe import Markup
-
 from halo_forge.monitor.records import DriftCheck, MonitorReport, WindowReport
 from halo_forge.report.charts import CURVE_WIDTH, Dot, Tick
-from halo_forge.report.page import page_environment, page_style
+from halo_forge.report.page import page_dress, page_environment
 from halo_forge.report.wording import number, share
 from halo_forge.runs import write_atomic
 
@@ -52,8 +48,6 @@ def write_monitor_page(path: Path, report: MonitorReport, windows: Sequence[Wind
 
 
 def render_monitor_page(report: MonitorReport, windows: Sequence[WindowReport]) -> str:
-    style = page_style()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     on = {alarm.name for alarm in report.alarms if alarm.is_on}
     views = [check_view(check, windows, check.name in on) for check in report.checks]
     views.sort(key=lambda view: (not (view.is_ringing or view.last.drifted), not view.last.significant))
@@ -61,9 +55,7 @@ def render_monitor_page(report: MonitorReport, windows: Sequence[WindowReport]) 
         page_environment()
         .get_template("monitor.html.j2")
         .render(
-            style=Markup(style),
-            policy=f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
-            "form-action 'none'",
+            **page_dress(),
             report=report,
             tone=TONES[report.verdict],
             title=TITLES[report.verdict],

@@ -58,16 +58,11 @@ def render_report(run: RunDirectory, holdout_uses: str = "") -> str:
 
 
 def _content(files: RunFiles, holdout_uses: str) -> dict[str, Any]:
-    style = page_style()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     found = training_findings(files.metrics)
     flips = flipped(files.answers, files.flips)
     comparisons = files.evaluation.overall if files.evaluation else ()
     return {
-        # Our own file, the only text on the page that is not escaped: its hash must be of the very characters.
-        "style": Markup(style),
-        "policy": f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
-        "form-action 'none'",
+        **page_dress(),
         "files": files,
         "name": files.path.resolve().name,
         "is_data_only": files.is_data_only,
@@ -131,6 +126,16 @@ def page_environment() -> Environment:
 def _shown(value: Any) -> Any:
     """Every expression of the template passes here, so no field can smuggle a hidden character onto the page."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def page_dress() -> dict[str, Any]:
+    """`style` and `policy` for a page's template: one style sheet, allowed by its hash, images from the page itself,
+    and nothing else."""
+    style = page_style()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    # Our own file, the only text on the page that is not escaped: its hash must be of the very characters.
+    return {"style": Markup(style), "policy": policy}
 
 
 @cache

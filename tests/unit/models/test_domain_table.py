@@ -92,7 +92,7 @@ def test_another_package_adds_a_domain(installed: list[Installed]) -> None:
     [
         (ImportError("no module their_package"), "cannot be loaded: ImportError: no module their_package"),
         ("smell", "this is no Domain but str"),
-        (Domain(name="vlm", title="Also"), "another domain has this already: vlm"),
+        (Domain(name="taste", title="Tastes"), "the domain `taste` stands under the name `smell`"),
         (Domain(name="smell", title="Smells", model_types=("whisper",)), "another domain has this already: whisper"),
     ],
 )
@@ -101,6 +101,18 @@ def test_a_domain_that_cannot_be_is_refused_by_name(installed: list[Installed], 
     with pytest.raises(UsageError, match=words) as caught:
         get_domain("text")
     assert "smell = their_package:SMELL" in str(caught.value.where)
+
+
+def test_a_taken_name_is_refused(installed: list[Installed]) -> None:
+    installed.append(Installed("vlm", Domain(name="vlm", title="Also")))
+    with pytest.raises(UsageError, match="another domain has this already: vlm"):
+        get_domain("text")
+
+
+def test_names_are_known_without_loading_anything(installed: list[Installed]) -> None:
+    """Help must come also where a package's domain is broken."""
+    installed.append(Installed("smell", ImportError("no module their_package")))
+    assert domains.domain_names() == ["text", "reasoning", "agentic", "vlm", "audio", "smell"]
 
 
 def test_an_unknown_domain_is_a_usage_error() -> None:

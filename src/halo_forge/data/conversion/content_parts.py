@@ -5,11 +5,12 @@
     tool call    {"type": "tool_use", "id", "name", "input"}
     tool result  {"type": "tool_result", "tool_use_id", "content"}
     media        {"type": "image" | "image_url" | "input_image" | "audio" | "audio_url" | "input_audio", ...}
-Media is only named, never opened or asked for.
+Media is only named here, never opened or asked for: media.py finds it.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -99,30 +100,27 @@ def _add_part(content: Content, part: dict[str, Any], where: str, fixes: set[str
             (call_id if isinstance(call_id, str) else None, "".join(part.text for part in result.parts))  # type: ignore[union-attr]
         )
     elif kind in MEDIA_KINDS:
-        content.parts.append(MediaPart(kind=MEDIA_KINDS[kind], path=_inline_sound(part) or _media_path(part)))
+        content.parts.append(MediaPart(kind=MEDIA_KINDS[kind], path=media_path(part)))
     elif kind in OTHER_MEDIA:
         raise RowError("media_unsupported", f"{where} holds a part of type {kind}; this release trains on text only")
     else:
         raise RowError("bad_content_type", f"{where}: a part of type {kind[:30]!a} without text that can be trained")
 
 
-def _inline_sound(part: Mapping[str, Any]) -> str | None:
-    """The data: address of OpenAI's {"type": "input_audio", "input_audio": {"data": base64, "format": "wav"}}."""
-    held = part.get("input_audio")
-    data = held.get("data") if isinstance(held, Mapping) else None
-    if not isinstance(data, str) or not data or data.startswith("data:"):
-        return None
-    return f"data:audio;base64,{data}"
-
-
-def _media_path(part: Mapping[str, Any]) -> str:
-    """The first name or address in the part; empty where the medium stands in a column beside the messages."""
+def media_path(part: Mapping[str, Any]) -> str:
+    """The first name, address or bytes in the part (bytes as a data: URI); empty where the medium stands in a column
+    beside the messages."""
+    held = part.get("bytes") or part.get("data")
+    if isinstance(held, bytes):
+        return f"data:;base64,{base64.b64encode(held).decode()}"
+    if isinstance(held, str) and held[:5].lower() != "data:" and (part.get("type") == "base64" or "format" in part):
+        return f"data:;base64,{held}"  # Anthropic's source and OpenAI's input_audio hold bare base64
     names = (*MEDIA_KINDS, "path", "url", "source", "data", "file_id")
     for name in names:
         value = part.get(name)
         if isinstance(value, str) and value:
             return value
-        if isinstance(value, Mapping) and (path := _media_path(value)):
+        if isinstance(value, Mapping) and (path := media_path(value)):
             return path
     return ""
 
@@ -143,6 +141,6 @@ def media_column(value: Mapping[str, Any]) -> RowError | None:
         held = value.get(name)
         if held:
             first = held[0] if isinstance(held, list) else held
-            path = first if isinstance(first, str) else _media_path(first) if isinstance(first, Mapping) else ""
+            path = first if isinstance(first, str) else media_path(first) if isinstance(first, Mapping) else ""
             return refused_media(kind, path, f"the column {name}")
     return None

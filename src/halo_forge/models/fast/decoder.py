@@ -37,7 +37,7 @@ _PARTS = {
 }
 COVERED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Names that config.json gives the families whose layers these are, for plans; what runs is decided by the parts."""
-_NORM_NAMES = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+_NORM_NAMES = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen2VLRMSNorm", "Qwen3RMSNorm")
 
 
 class NotCovered(Exception):
@@ -83,8 +83,8 @@ class Projection:
             _copy_rows(self.joint, self.masters)
 
     def drawn(self, num_tokens: int, with_adapters: bool) -> torch.Tensor | None:
-        """Which elements of an input [N, D] dropout keeps; None where nothing is dropped."""
-        if not (self.adapters and with_adapters and self.dropout):
+        """Which elements of an input [N, D] dropout keeps; None where nothing is dropped, as without a gradient."""
+        if not (self.adapters and with_adapters and self.dropout and torch.is_grad_enabled()):
             return None
         return kept_by_dropout(torch.Size([num_tokens, self.joint.shape[1]]), self.dropout, self.joint.device)
 
@@ -231,7 +231,7 @@ class FastDecoder:
     def of(model: PreTrainedModel | PeftModel, dtype: torch.dtype) -> FastDecoder:
         """Raises NotCovered where the model is of another kind; no value of a weight has changed then."""
         causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        inner, config = causal.get_decoder(), causal.config
+        inner, config = causal.get_decoder(), causal.config.get_text_config()
         check_kind(inner, config)
         layers = [
             Layer(
@@ -260,12 +260,15 @@ class FastDecoder:
 
     def hidden(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, row: PackedRow, keep: torch.Tensor,
-        with_adapters: bool = True,
+        with_adapters: bool = True, embeddings: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """The normed output [U, D] at the positions `keep` of one row of tokens [N]; without adapters the base's."""
+        """The normed output [U, D] at the positions `keep` of one row of tokens [N]; without adapters the base's.
+
+        position_ids  [N], or [3, N] where they are counted along the axes of images
+        embeddings    [N, D] in place of the tokens' own, where images stand among them"""
         wide = torch.promote_types(self.heads.dtype, torch.float32)
-        x = self.embedding(input_ids[None])[0].to(wide)
-        cos, sin = self.rotary(x, position_ids=position_ids[None])
+        x = (self.embedding(input_ids[None])[0] if embeddings is None else embeddings).to(wide)
+        cos, sin = self.rotary(x, position_ids=position_ids[..., None, :])
         for layer in self.layers:
             rows = keep if self.skip_unread and layer is self.layers[-1] else None
             arguments = (layer, x, cos[0], sin[0], row, rows, with_adapters)

@@ -68,7 +68,8 @@ class DecodingStep:
     def of(model: PreTrainedModel) -> DecodingStep:
         """Raises NotCovered where the model is of another kind, not on a CPU, or too large to be held twice."""
         causal: Any = model
-        inner, config, head = causal.get_decoder(), causal.config, causal.get_output_embeddings()
+        inner, head = causal.get_decoder(), causal.get_output_embeddings()
+        config = causal.config.get_text_config()
         check_kind(inner, config)
         if model.device.type != "cpu":
             raise NotCovered("it is not on a CPU")
