@@ -64,7 +64,18 @@ METRIC_FACTS: dict[str, MetricFact] = {
         "F1 over labels (macro)", "mean of the labels' F1, each label counting alike", "higher", "classes",
     ),
     "numeric_match": MetricFact(
-        "Right final number", "share of answers with the reference's final number (after ####, else the last number)",
+        "Right final number",
+        "share of answers with the reference's final number, however it is written (the marked one, else the last)",
+        "higher", "rate",
+    ),
+    "answer_format": MetricFact(
+        "Ends in the answer convention",
+        "share of answers that end by themselves and as their reference does (`#### 18`, `\\boxed{18}`, ...)",
+        "higher", "rate",
+    ),
+    "self_consistency": MetricFact(
+        "Right by majority of samples",
+        "share of prompts whose most frequent number in evaluation.self_consistency samples is the reference's",
         "higher", "rate",
     ),
     "wer": MetricFact(
@@ -100,6 +111,29 @@ METRIC_FACTS: dict[str, MetricFact] = {
     ),
     "compile_rate": MetricFact(
         "Code compiles", "share of answers to rows with `tests` whose Python compiles", "higher", "rate",
+    ),
+    "call_match": MetricFact(
+        "Right tool calls",
+        "share of rows wanting tool calls whose calls have the wanted names and arguments, as BFCL's checker compares",
+        "higher", "rate",
+    ),
+    "call_exact": MetricFact(
+        "Exactly the wanted tool calls",
+        "share of rows wanting tool calls whose calls are the wanted ones with the same JSON values", "higher", "rate",
+    ),
+    "call_valid": MetricFact(
+        "Tool calls fit their schemas",
+        "share of rows wanting tool calls that are answered by calls of offered tools which fit their JSON Schemas",
+        "higher", "rate",
+    ),
+    "irrelevance_accuracy": MetricFact(
+        "No call where none is wanted",
+        "share of rows offering tools and wanting no call that are answered without one", "higher", "rate",
+    ),
+    "multi_turn_match": MetricFact(
+        "Every turn right",
+        "share of rows with several turns and a tool call in which every turn calls what is wanted, or nothing",
+        "higher", "rate",
     ),
     "markdown_valid": MetricFact(
         "Well-formed Markdown", "share of answers whose code fences, tables, links and bold marks are closed and whole",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ class KnownTokenizer:
         self.adds_bos = bool(probe) and probe[0] == tokenizer.bos_token_id
         self.bos_opens_turns = False
         self.fast: Any = None  # what batch_encode.py has learnt
+        self.call_format: Any = None  # what call_format.py has found
 
     def facts(self, conversation: Conversation) -> TemplateFacts:
         source = template_source(self.tokenizer, conversation.tools)
@@ -122,6 +124,7 @@ class KnownTokenizer:
                 return None
 
         spans = agreed_spans(text, origin, turns, grow)
+        _check_all_calls(conversation, spans, text)
         rendering = Rendering(text, origin, tuple(spans), tuple(turns), tuple(notes))
         return self._spelled(rendering, conversation)
 
@@ -144,7 +147,10 @@ def _missing_content(conversation: Conversation, facts: TemplateFacts, origin: O
     notes = []
     for index, message in enumerate(conversation.messages):
         if message.tool_calls and facts.tools is None:
-            raise RowError("template_refused", f"the chat template leaves out the tool call of message {index}")
+            raise RowError(
+                "template_refused",
+                f"the chat template leaves out the tool call of message {index}; model.tool_format: auto writes it",
+            )
         if message.reasoning and visible(message.reasoning) and not origin.shows(index, REASONING):
             notes.append("reasoning_not_rendered")
         if not visible(message.text) or origin.shows(index, TEXT):
@@ -159,6 +165,17 @@ def _missing_content(conversation: Conversation, facts: TemplateFacts, origin: O
     if any(isinstance(tool.get("name"), str) and tool["name"] not in text for tool in declared):
         notes.append("tools_not_rendered")
     return notes
+
+
+def _check_all_calls(conversation: Conversation, spans: Sequence[Span], text: str) -> None:
+    """Some templates write the first call of several and say nothing of the others."""
+    for span in spans:
+        calls = conversation.messages[span.message].tool_calls
+        for name, count in Counter(call.name for call in calls).items() if len(calls) > 1 else ():
+            if text.count(name, span.start, span.end) < count:
+                raise RowError(
+                    "template_refused", f"the chat template leaves out one of the tool calls of message {span.message}"
+                )
 
 
 _MAX_KNOWN = 4

@@ -22,7 +22,7 @@ from halo_forge.config.vision_section import VisionSection
 
 RowFormat = Literal[
     "auto", "messages", "sharegpt", "instruction", "prompt_completion", "question_answer", "query_response", "text",
-    "dolly", "openai_evals", "oasst", "segments", "preference", "xlam", "glaive", "speech", "prepared",
+    "dolly", "openai_evals", "oasst", "segments", "preference", "xlam", "glaive", "bfcl", "speech", "prepared",
 ]  # fmt: skip
 
 
@@ -33,6 +33,10 @@ class ModelSection(Section):
     """Branch, tag or commit of the Hub repository."""
     trust_remote_code: Literal[False] = False
     """Code from a model repository is never run; `true` is refused."""
+    tool_format: Literal["template", "auto", "tool_call_tags"] = "template"
+    """How tools and calls are written: as the model's own template does; `tool_call_tags` writes them into the system
+    message and as `<tool_call>{...}</tool_call>`, in the published template too; `auto` does so only where the model's
+    template leaves tools or calls out."""
     add_tokens: list[str] = []
     """Strings that become one new token each wherever they stand in a text. Their embeddings start as the mean of the
     others and are trained, under lora too."""
@@ -129,6 +133,11 @@ class DataSection(Section):
     """Which turns are trained, or a list of the roles whose turns are. `all` trains every token after the first."""
     reasoning: Literal["keep", "strip", "require"] = "keep"
     """Reasoning of assistant turns: rendered as the template does, left out, or every row must have it."""
+    final_answer: Literal["keep", "hashes", "boxed", "sentence"] = "keep"
+    """How answers end: `#### 18` (hashes), `\\boxed{18}` (boxed) or `The answer is: 18` (sentence). Answers in another
+    of these are rewritten; `keep` leaves all rows as they are."""
+    answer_instruction: bool = True
+    """With final_answer: tell the model, behind each question whose answer ends in it, how to end."""
     num_workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that prepare rows; 0 prepares in this one. Default: one per core for large inputs."""
 
@@ -316,6 +325,9 @@ class EvaluationSection(Section):
     """Prompt suites that base and tuned answer too: names that `halo-forge suites list` shows, or JSONL files."""
     benchmarks: list[str] = []
     """Benchmarks that both run, whole: of `halo-forge bench list`, or tasks of lm-eval. Rows as for `bench run`."""
+    self_consistency: Annotated[int, Field(ge=2, le=64)] | None = None
+    """Also sample this many answers a prompt, where the reference has a final number, and score their most frequent
+    number (temperature 0.7). Default: greedy answers only."""
     sample_prompts: Annotated[int, Field(ge=0)] = 3
     """Validation prompts that are answered at every validation, kept in samples.jsonl; 0 answers none."""
     sample_tokens: PositiveInt = 48
@@ -341,8 +353,8 @@ class Config(Section):
     training: TrainingSection = TrainingSection()
     lora: LoraSection = LoraSection()
     adapter: AdapterSection = AdapterSection()
-    vision: VisionSection = VisionSection()
     audio: AudioSection = AudioSection()
+    vision: VisionSection = VisionSection()
     output: OutputSection = OutputSection()
     evaluation: EvaluationSection = EvaluationSection()
     judge: JudgeSection = JudgeSection()

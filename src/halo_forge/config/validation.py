@@ -30,6 +30,7 @@ from halo_forge.config.sources import ENTRY_HINTS, idle_sources, source_problems
 from halo_forge.config.strict_yaml import resolve_plain
 from halo_forge.config.yaml_text import shown_value, yaml_value
 from halo_forge.errors import ConfigProblem
+from halo_forge.texts.final_answers import asked_conventions
 
 MAX_INT = 2**63 - 1
 """Counts and seeds beyond 64 bits are accepted by no library underneath."""
@@ -96,6 +97,8 @@ def unused(config: Config, settings: Layer) -> list[str]:
         if keys:
             notices.append(f"{', '.join(keys)}: not used, because {why}")
 
+    if config.data.final_answer == "keep":
+        idle("data.answer_instruction", "data.final_answer is keep")
     if not config.judge.is_on:
         idle("judge.", "judge.judge_model names no model")
     method = config.training.method
@@ -289,6 +292,14 @@ def _contradictions(config: Config, values: Mapping[str, Any]) -> Iterator[Contr
         yield ("data.languages",), "data.languages is an empty list: no row could be kept", "languages: null"
     if data.train_file == []:
         yield ("data.train_file",), "data.train_file is an empty list", "name at least one file"
+    if data.system_prompt and data.final_answer != "keep":
+        asked = asked_conventions(data.system_prompt)
+        if asked and data.final_answer not in asked:
+            message = (
+                f"data.system_prompt asks for another form of the final answer ({', '.join(sorted(asked))}) than "
+                f"data.final_answer: {data.final_answer}"
+            )
+            yield ("data.system_prompt", "data.final_answer"), message, f"final_answer: {min(asked)}"
     if training.early_stopping and not validates(dict(values)):
         keys = ("training.early_stopping", "data.validation_split", "data.validation_file")
         message = "training.early_stopping needs rows to validate on, and data.validation_split is 0"

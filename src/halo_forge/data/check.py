@@ -19,10 +19,11 @@ from halo_forge.data.inputs import Inputs, list_sources, row_sources
 from halo_forge.data.ledger import Summary, Totals
 from halo_forge.data.overlap.benchmark_items import benchmarks_of
 from halo_forge.data.overlap.contamination import BenchmarkIndex
-from halo_forge.data.prepared_report import findings, flag_notes, style_notes
+from halo_forge.data.prepared_report import call_notes, findings, flag_notes, style_notes
 from halo_forge.data.reasons import action_table
 from halo_forge.data.row_work import WorkOrder
 from halo_forge.data.workers import PartMaker
+from halo_forge.domains.media import open_media
 from halo_forge.errors import DataError
 from halo_forge.runs import Notify, silent
 
@@ -74,7 +75,8 @@ def examine(config: Config, directory: Path, tokenizer: Any = None, notify: Noti
     read = Inputs(listed, data, say)
     benchmarks = benchmarks_of(data)
     index = BenchmarkIndex.build(benchmarks) if benchmarks else None
-    order = WorkOrder(data=data, actions=actions, benchmarks=index, tokenizer=tokenizer)
+    media = open_media(config, tokenizer) if tokenizer is not None else None
+    order = WorkOrder(data=data, actions=actions, benchmarks=index, tokenizer=tokenizer, media=media)
     with PartMaker(directory, order, row_sources(read), data.num_workers, notify, lambda: None) as workers:
         parts = list(workers.parts(read.batches()))
     for note in dict.fromkeys(note for part in parts for note in part.notes):
@@ -82,7 +84,7 @@ def examine(config: Config, directory: Path, tokenizer: Any = None, notify: Noti
     rows = Rows.of(parts, listed)
     decide(rows, data, actions, notify)
     summary, told = write_ledger(rows, None)
-    for note in [*rows.notes, *style_notes(rows), *flag_notes(summary)]:
+    for note in [*rows.notes, *style_notes(rows), *call_notes(rows), *flag_notes(summary)]:
         say(note)
     return Examined(rows=rows, read=read, summary=summary, findings=findings(config, summary, told), notes=notes)
 

@@ -29,7 +29,7 @@ from halo_forge.runs import Notify
 
 NARROW = (
     "source", "line", "code", "flags", "fixes", "prompt_key", "answer_key", "group", "stratum", "exact", "bands",
-    "num_tokens", "is_document", "is_hit", "language", "num_supervised", "style",
+    "num_tokens", "is_document", "is_hit", "language", "num_supervised", "style", "calls",
 )  # fmt: skip
 CopyKind = Literal["exact", "near", "semantic"]
 NUM_SHOWN = 5

@@ -22,6 +22,7 @@ from halo_forge.chat.store import conversation_line, media_text
 from halo_forge.data.overlap.near_duplicates import NUM_BANDS, fingerprints
 from halo_forge.data.row_work import Draft
 from halo_forge.data.split import group_key
+from halo_forge.texts.calls.schemas import name_of
 
 SCHEMA = pa.schema(
     [
@@ -48,6 +49,7 @@ SCHEMA = pa.schema(
         ("is_hit", pa.bool_()),
         ("language", pa.string()),
         ("style", pa.uint32()),
+        ("calls", pa.uint8()),  # bits of rules/calls.py
         ("num_messages", pa.int32()),
         ("is_document", pa.bool_()),
         ("num_tokens", pa.int32()),
@@ -66,7 +68,7 @@ def part_of(drafts: Sequence[Draft]) -> pa.RecordBatch:
     """The table of one batch. Rows that cannot be written as JSON become problems here."""
     lines = [_line_of(draft) for draft in drafts]
     kept = [draft.problem is None for draft in drafts]
-    prints = fingerprints([draft.prompt for draft in drafts], [draft.answer for draft in drafts])
+    prints = fingerprints([_asked(draft) for draft in drafts], [draft.answer for draft in drafts])
     keys = [bytes.fromhex(draft.prompt_key[:32]) if draft.prompt_key else _NO_KEY for draft in drafts]
     ids = [draft.ids if ok and draft.ids is not None else _NO_IDS for draft, ok in zip(drafts, kept, strict=True)]
     weights = [d.weights if ok and d.weights is not None else _NO_WEIGHTS for d, ok in zip(drafts, kept, strict=True)]
@@ -95,6 +97,7 @@ def part_of(drafts: Sequence[Draft]) -> pa.RecordBatch:
         "is_hit": pa.array([draft.hit is not None for draft in drafts], pa.bool_()),
         "language": pa.array([draft.language for draft in drafts], pa.string()),
         "style": pa.array([draft.style for draft in drafts], pa.uint32()),
+        "calls": pa.array([draft.calls for draft in drafts], pa.uint8()),
         "num_messages": pa.array([len(c.messages) if c else 0 for c in conversations], pa.int32()),
         "is_document": pa.array([_is_document(c) for c in conversations], pa.bool_()),
         "num_tokens": pa.array([len(row) for row in ids], pa.int32()),
@@ -104,6 +107,13 @@ def part_of(drafts: Sequence[Draft]) -> pa.RecordBatch:
         "media": pa.array([media_text(draft.media) for draft in drafts], pa.string()),
     }  # fmt: skip
     return pa.RecordBatch.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _asked(draft: Draft) -> str:
+    """What copies are judged by: the prompt, and which tools it offers. The same question beside other tools is no
+    copy: rows that teach to call nothing are often of that kind."""
+    tools = draft.conversation.tools if draft.conversation is not None else ()
+    return "\n".join((draft.prompt, *map(name_of, tools))) if tools else draft.prompt
 
 
 _NO_IDS, _NO_WEIGHTS = np.zeros(0, np.int32), np.zeros(0, np.float32)

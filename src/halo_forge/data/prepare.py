@@ -33,7 +33,7 @@ from halo_forge.data.ledger import LineWriter, Summary, check_totals
 from halo_forge.data.overlap.benchmark_items import Benchmark, benchmarks_of
 from halo_forge.data.overlap.contamination import BenchmarkIndex
 from halo_forge.data.parts import Part
-from halo_forge.data.prepared_report import contamination, flag_notes, mix_of, prepared_record, style_notes
+from halo_forge.data.prepared_report import call_notes, contamination, flag_notes, mix_of, prepared_record, style_notes
 from halo_forge.data.prepared_store import PreparedSet, code_fingerprint, prepared_set
 from halo_forge.data.reasons import action_table
 from halo_forge.data.row_work import WorkOrder
@@ -207,7 +207,14 @@ class _Preparation:
         check_totals(summary, num_read(parts, self.sources), {name: split.rows for name, split in splits.items()})
         mix = mix_of(rows, self.config)
         shared = overlap_note(overlap, splits["train"].rows, splits["holdout"].rows)
-        for note in [*rows.notes, *(mix.notes if mix else ()), *style_notes(rows), *flag_notes(summary), shared]:
+        for note in [
+            *rows.notes,
+            *(mix.notes if mix else ()),
+            *style_notes(rows),
+            *call_notes(rows),
+            *flag_notes(summary),
+            shared,
+        ]:
             if note:
                 self.say(note)
         prepared = prepared_record(self.config, rows, summary, told, splits, read.verdicts, self.inputs)

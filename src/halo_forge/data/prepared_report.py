@@ -19,6 +19,7 @@ from halo_forge.data.overlap.benchmark_items import Benchmark
 from halo_forge.data.overlap.contamination import Hit, contamination_reports
 from halo_forge.data.parts import rows_with
 from halo_forge.data.reasons import REASONS, action_table
+from halo_forge.data.rules.calls import calls_told
 from halo_forge.data.rules.consistency import style_report
 from halo_forge.runs import provenance, sha256_json
 
@@ -144,6 +145,11 @@ def style_notes(rows: Rows) -> list[str]:
         [source.label for source in rows.sources], lambda row: f"line {lines[row]}", tokens if tokens.any() else None,
     )  # fmt: skip
     return [f"style: {sentence}" for sentence in told]
+
+
+def call_notes(rows: Rows) -> list[str]:
+    """What the rows that may be trained do with tools."""
+    return list(calls_told(rows.columns["calls"][rows.kept & (rows.role == 0)]))
 
 
 def _percentiles(lengths: np.ndarray) -> dict[str, int]:

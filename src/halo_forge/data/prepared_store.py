@@ -41,7 +41,12 @@ def store_directory() -> Path:
 def code_fingerprint() -> str:
     """Hash of the code that turns rows into examples, and the versions of the libraries that it rests on."""
     package = Path(__file__).resolve().parents[1]
-    files = [path for room in ("data", "chat") for path in sorted((package / room).rglob("*")) if path.suffix in _CODE]
+    files = [
+        path
+        for room in ("data", "chat", "domains", "media", "texts")
+        for path in sorted((package / room).rglob("*"))
+        if path.suffix in _CODE
+    ]
     versions = {}
     for name in _LIBRARIES:
         try:

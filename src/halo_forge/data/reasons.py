@@ -59,7 +59,9 @@ _DAMAGE = {
     "bad_content_type": "content is neither text nor a list of text parts",
     "empty_content": "a message or answer is empty",
     "bad_tool_call": "a tool call that cannot be read",
-    "bad_tools": "a tool description that cannot be read",
+    "bad_tools": "a tool description that cannot be read, or whose parameters are no JSON Schema",
+    "duplicate_tool": "two different tools of one name",
+    "no_tool_results": "calls over several turns without the results of the tools",
     "bad_weight": "a weight that is no number from 0 up",
     "bad_slices": "slices are not an object of labels",
     "system_not_first": "a system message after the first turn",
@@ -77,11 +79,6 @@ _DAMAGE = {
     "media_not_rendered": "the chat template leaves out an image or sound",
     "media_truncated": "the limit of length would cut an image or sound",
     "url_refused": "an address instead of a file: nothing is downloaded for a row",
-    "image_broken": "an image that cannot be decoded, or without pixels",
-    "image_format": "no image, or one of a format that is not read",
-    "image_too_large": "an image of more bytes than are read",
-    "image_bomb": "an image of more pixels than are decoded",
-    "image_refused": "the model's image processor refuses the image",
     "audio_broken": "not a sound that can be read, or one that breaks off",
     "audio_empty": "a sound of 0 samples",
     "audio_not_finite": "a sound with samples that are no numbers",
@@ -91,6 +88,11 @@ _DAMAGE = {
     "audio_several": "several sounds or transcripts in one row for a model that hears one",
     "audio_instruction": "text beside the sound, for a model that only hears",
     "audio_times": "audio.timestamps is on, and the text's times are missing or wrong",
+    "image_broken": "an image that cannot be decoded, or without pixels",
+    "image_format": "no image, or one of a format that is not read",
+    "image_too_large": "an image of more bytes than are read",
+    "image_bomb": "an image of more pixels than are decoded",
+    "image_refused": "the model's image processor refuses the image",
     "template_refused": "the chat template refuses the row",
     "mask_disagreement": "the two derivations of the mask differ",
     "stop_token_untrained": "no trained token would end the answer",
@@ -123,6 +125,9 @@ _MENDED = {
     "text_not_rendered": "the chat template leaves out text beside a tool call",
     "system_not_rendered": "the chat template leaves out the system message",
     "tools_not_rendered": "the chat template leaves out the tools",
+    "tool_schema_normalised": "a tool was described in another way than as a function with a JSON Schema",
+    "tool_type_unknown": "a tool has an argument of an unknown type, which may then be anything",
+    "duplicate_tool_dropped": "a tool stood twice among the tools",
 }
 _FLAGS = {
     "other_format": "read as another format than most rows of its file",
@@ -148,6 +153,30 @@ _COPIES: dict[str, tuple[Kind, str, RowAction, tuple[RowAction, ...]]] = {
     "contradiction": ("quality", "the same prompt has another answer elsewhere", "keep", ("keep", *DROPPING)),
 }
 
+_FINAL_ANSWERS: dict[str, tuple[Kind, str, RowAction, tuple[RowAction, ...]]] = {
+    "final_answer_rewritten": (
+        "mended", "its final answer is told in the convention of data.final_answer", "fix", ("fix", *DROPPING)
+    ),
+    "calculator_annotations": (
+        "quality", "an answer holds annotations for a calculator (<<48/2=24>>), which the mend takes out", "fix",
+        ("keep", "fix", *DROPPING),
+    ),
+    "no_final_answer": (
+        "quality", "its last answer marks no final answer, so its question asks for none", "keep", ("keep", *DROPPING)
+    ),
+    "final_answer_no_number": (
+        "quality", "its final answer is no number that can be read; numeric_match says nothing about it", "keep",
+        ("keep", *DROPPING),
+    ),
+    "several_final_answers": (
+        "quality", "its last answer gives final answers that differ", "skip", ("keep", *DROPPING)
+    ),
+    "other_convention_asked": (
+        "quality", "it asks for another form of the final answer than data.final_answer", "skip", ("keep", *DROPPING)
+    ),
+}  # fmt: skip
+"""Found only where data.final_answer names a convention."""
+
 
 def _table() -> dict[str, Reason]:
     reasons = [
@@ -161,7 +190,10 @@ def _table() -> dict[str, Reason]:
             Reason(code=c, kind="flag", meaning=m, default="keep", allowed=("keep", *DROPPING))
             for c, m in _FLAGS.items()
         ),
-        *(Reason(code=c, kind=k, meaning=m, default=d, allowed=a) for c, (k, m, d, a) in _COPIES.items()),
+        *(
+            Reason(code=c, kind=k, meaning=m, default=d, allowed=a)
+            for c, (k, m, d, a) in (_COPIES | _FINAL_ANSWERS).items()
+        ),
         *(Reason(code=r.code, kind=r.kind, meaning=r.meaning, default=r.default, allowed=r.allowed) for r in RULES),
     ]
     return {reason.code: reason for reason in reasons}

@@ -24,6 +24,8 @@ from halo_forge.data.files.rows import Row
 from halo_forge.data.overlap.benchmark_items import HOLDOUT
 from halo_forge.data.overlap.plain_text import plain_turns
 from halo_forge.data.reasons import DROPPING, REASONS
+from halo_forge.data.rules.answer_convention import CONTRADICTIONS, settle_answers, with_instruction
+from halo_forge.data.rules.calls import call_traits
 from halo_forge.data.rules.consistency import style_features
 from halo_forge.data.rules.quality import Inspector
 from halo_forge.data.rules.quality_rules import RULE
@@ -61,7 +63,7 @@ class RowSource:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkOrder:
     """Everything that rows are worked on with; picklable. Without a tokenizer rows are checked, not encoded; without
-    media (eyes or ears of the model) rows with an image or audio are refused."""
+    media (eyes or ears of the model) rows with an image or audio are refused, but for checked rows of speech."""
 
     data: DataSection
     actions: Mapping[str, RowAction]
@@ -90,6 +92,7 @@ class Draft:
     hit: Hit | None = None
     language: str = ""
     style: int = 0
+    calls: int = 0
     ids: np.ndarray | None = None
     weights: np.ndarray | None = None
     media: tuple[Medium, ...] = ()
@@ -143,9 +146,11 @@ class RowWorker:
         data = self.order.data
         try:
             media = self.order.media
-            converted = convert(row, source.format, data.system_prompt, mixed=source.mixed, media=media is not None)
-            if media is not None and has_media(converted.conversation):
-                converted = _with_media(converted, row, media.kind)
+            # Rows of speech that are checked without a model are meant for one that hears.
+            reads = media is not None or (self.order.tokenizer is None and source.format == "speech")
+            converted = convert(row, source.format, data.system_prompt, mixed=source.mixed, media=reads)
+            if reads and has_media(converted.conversation):
+                converted = _with_media(converted, row, media.kind if media is not None else None)
             draft.group, draft.stratum = (
                 row_label(row.value or {}, name, source.label) if name else None
                 for name in (data.split_by, data.stratify_by)
@@ -159,8 +164,10 @@ class RowWorker:
         if source.is_settled:
             draft.conversation, draft.prompt_key = converted.conversation, converted.prompt_key
             draft.style = style_features(converted.conversation)
+            draft.calls = call_traits(converted.conversation)
             return draft
         self._inspect(draft, converted)
+        self._settle_answers(draft)
         if draft.conversation is not None and (source.name or source.loss_weight != 1.0):
             draft.conversation = _of_source(draft.conversation, source)
         return draft
@@ -173,9 +180,23 @@ class RowWorker:
         draft.fixes = (*converted.fixes, *inspection.fixes)
         draft.flags = (*(flag for flag in converted.flags if flag not in RULE), *inspection.flags)
         draft.found, draft.language = dict(inspection.found), inspection.language or ""
-        draft.style = style_features(inspection.conversation)
+        draft.style, draft.calls = style_features(inspection.conversation), call_traits(inspection.conversation)
         if inspection.problem_code:
             draft.problem = RowError(inspection.problem_code, RULE[inspection.problem_code].meaning)
+
+    def _settle_answers(self, draft: Draft) -> None:
+        """The final answer in the convention of data.final_answer, and the question that asks for it."""
+        convention, before = self.order.data.final_answer, draft.conversation
+        if convention == "keep" or before is None or draft.problem is not None or before.messages[0].role == "document":
+            return
+        settled = settle_answers(before, convention, self.order.actions)
+        conversation = settled.conversation
+        draft.fixes, draft.flags = (*draft.fixes, *settled.fixes), (*draft.flags, *settled.flags)
+        draft.found |= settled.found
+        if self.order.data.answer_instruction and CONTRADICTIONS.isdisjoint(settled.flags):
+            conversation = with_instruction(conversation, convention)
+        if conversation is not before:
+            draft.conversation = replace(conversation, id=conversation_id(conversation))
 
     def _compare_with_benchmarks(self, drafts: list[Draft]) -> None:
         assert self.order.benchmarks is not None
@@ -207,11 +228,11 @@ class RowWorker:
             drafts[at].fixes += tuple(note for note in notes if note not in ENCODER_FLAGS)
 
 
-def _with_media(converted: Converted, row: Row, kind: MediaKind) -> Converted:
+def _with_media(converted: Converted, row: Row, kind: MediaKind | None) -> Converted:
     """With every image or sound of the row found and named by its content: the same question about two pictures is two
     questions, and the same picture under two names is one. Raises RowError."""
     for part in media_parts(converted.conversation.messages):
-        if part.kind != kind:
+        if kind is not None and part.kind != kind:
             raise RowError("media_unsupported", f"the row holds {part.kind}, and the model reads {kind}")
     settled = settle_media(converted.conversation, Path(row.path).parent)
     first_answer = next((at for at, turn in enumerate(settled.messages) if turn.role == "assistant"), None)

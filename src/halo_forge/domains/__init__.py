@@ -57,16 +57,23 @@ _ALL = (
     Domain(
         name="reasoning",
         title="Reasoning",
-        defaults=_defaults("Qwen/Qwen2.5-3B-Instruct", "metamath", "models/reasoning_sft", 2),
+        defaults={
+            **_defaults("Qwen/Qwen2.5-3B-Instruct", "metamath", "models/reasoning_sft", 2),
+            "data.final_answer": "hashes",
+            "evaluation.max_new_tokens": 512,
+        },
         datasets=("metamath", "gsm8k_sft"),
-        note="Reasoning rows are trained as text: the answer with its steps, as the data set writes them.",
+        note="Worked solutions in one answer convention, #### and the final answer: prompt, target and scorer agree.",
     ),
     Domain(
         name="agentic",
         title="Agentic",
-        defaults=_defaults("Qwen/Qwen2.5-7B-Instruct", "xlam_sft", "models/agentic_sft", 2),
+        defaults={
+            **_defaults("Qwen/Qwen2.5-7B-Instruct", "xlam_sft", "models/agentic_sft", 2),
+            "model.tool_format": "auto",
+        },
         datasets=("xlam_sft", "glaive_sft"),
-        note="Tool calls are trained as text: what the model's own chat template makes of them.",
+        note="Calls are trained as the model's own template writes them, and held against their tools' schemas before.",
     ),
     Domain(
         name="vlm",

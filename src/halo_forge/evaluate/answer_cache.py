@@ -32,7 +32,7 @@ DECISIVE_LIBRARIES = ("torch", "transformers", "peft")
 DECISIVE_FILES = (
     "models/generate.py", "models/kv_cache.py", "models/forward.py", "evaluate/heldout.py", "evaluate/answer_cache.py",
     "evaluate/retention.py", "models/fast/generation.py", "models/fast/scoring.py", "models/fast/decoder.py",
-    "models/fast/attention.py", "evaluate/bench/own_model.py",
+    "models/fast/attention.py", "models/sampling.py", "evaluate/bench/own_model.py",
 )  # fmt: skip
 """Files whose change makes kept results worthless."""
 

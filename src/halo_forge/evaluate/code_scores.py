@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from halo_forge.evaluate.call_turns import CALLS
 from halo_forge.evaluate.items import Item
 from halo_forge.evaluate.metrics import Answer
 from halo_forge.sandbox import Unavailable, Verdict, require_sandbox
@@ -42,7 +43,9 @@ def score_code(items: Sequence[Item], base: Sequence[Answer | None], tuned: Sequ
     """Both models' answers to the rows that carry tests. Tests that cannot be run are a note, no failure."""
     problems: Counter[str] = Counter()
     tests = {
-        index: _tests(item, problems) for index, item in enumerate(items) if item.prompt is not None and item.tests
+        index: _tests(item, problems)
+        for index, item in enumerate(items)
+        if item.prompt is not None and item.tests and set(item.tests) != {CALLS}
     }
     if not tests:
         return CodeScores(inapplicable=dict.fromkeys((PASSES, COMPILES), NO_TESTS))

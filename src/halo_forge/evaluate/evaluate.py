@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,19 @@ from transformers import PreTrainedTokenizerBase
 
 from halo_forge.artifacts import Comparison, EvalReport, PreparedData, TrainedModel
 from halo_forge.config.schema import Config
-from halo_forge.domains.media import open_media
+from halo_forge.domains.media import Media, open_media
 from halo_forge.errors import OutOfMemory
 from halo_forge.evaluate.answer_cache import forget_oldest, shared_directory
 from halo_forge.evaluate.baseline import baseline_metrics
 from halo_forge.evaluate.bench.engine import require_lm_eval
 from halo_forge.evaluate.bench.records import BENCH, kept_comparisons
 from halo_forge.evaluate.bench.run import ModelPair, benchmark_pair, benchmark_tree
+from halo_forge.evaluate.call_scores import turn_records
 from halo_forge.evaluate.compare import Comparing, compare_metrics, not_compared
 from halo_forge.evaluate.flips import flip_lines
 from halo_forge.evaluate.item_scores import SCORES, score_lines
-from halo_forge.evaluate.items import Item, conversations_to_items, read_holdout
-from halo_forge.evaluate.measure import Measured, Measuring, measure_model
+from halo_forge.evaluate.items import Asked, Item, conversations_to_items, read_holdout
+from halo_forge.evaluate.measure import Asking, Measured, Measuring, measure_model
 from halo_forge.evaluate.metrics import METRICS, Answer, Given, OwnScorer, load_scorers
 from halo_forge.evaluate.metrics.formats import compile_pattern
 from halo_forge.evaluate.metrics.transcripts import Normalising
@@ -39,6 +40,7 @@ from halo_forge.evaluate.retention import (
     measure_retention,
 )
 from halo_forge.evaluate.score import Scored, score_items
+from halo_forge.evaluate.self_consistency import sample_answers
 from halo_forge.evaluate.slices import slice_items
 from halo_forge.evaluate.statistics import Resampling
 from halo_forge.evaluate.suites.stage import compare_suites, split_measured, suite_questions, write_suite_answers
@@ -56,6 +58,7 @@ from halo_forge.runs import (
     write_json,
 )
 from halo_forge.suites.suite import load_suites
+from halo_forge.texts.final_answers import final_number
 from halo_forge.texts.json_schema import load_schema
 
 REPORT, ANSWERS, FLIPS, CACHE = "eval/report.json", "eval/answers.jsonl", "eval/flips.jsonl", "eval/cache"
@@ -93,36 +96,34 @@ def evaluate(
         return _write(config, run, trained, report, ("", ""), start)
     how = _measuring(config, run, trained, tokenizer, notify, check)
     asked = conversations_to_items(conversations, config, prepared, tokenizer, how.media)
-    if how.media is not None and how.media.kind == "audio":
-        given = replace(given, speech=normalising_of(config))
     questions = suite_questions(suites, tokenizer, prepared.max_seq_length)
     items = asked.items
     for note in (*asked.notes, *questions.notes):
         notify("note", {"text": note})
-    both = _measure_both(models, [*items, *questions.questions], prepared, how)
-    (base, base_said), (tuned, tuned_said) = (split_measured(measured, len(items)) for measured in both[:2])
-    general, wanted = both[2], _wanted_metrics(config)
-    scored = score_items(items, base, tuned, given, own)
+    base, tuned, general = _measure_both(models, asked, questions.questions, prepared, how)
+    wanted, earlier = _wanted_metrics(config), (base.earlier.answers, tuned.earlier.answers)
+    scored = score_items(items, base.items, tuned.items, _as_heard(given, config, how.media), own, earlier)
     sliced = slice_items(items, config.evaluation.slices)
     resampling = Resampling(config.evaluation.confidence, config.evaluation.bootstrap_samples, config.training.seed)
     comparing = Comparing(resampling, sliced.masks, asked.is_subsampled)
-    of_holdout = compare_metrics(scored, base, tuned, general, comparing, wanted=wanted)
-    of_suites = compare_suites(questions, base_said, tuned_said, resampling, wanted)
+    of_holdout = compare_metrics(scored, base.items, tuned.items, general, comparing, wanted=wanted)
+    of_suites = compare_suites(questions, base.suites, tuned.suites, resampling, wanted)
     report = report.model_copy(
         update={
             "num_items": len(items),
             "num_scored": sum(item.prompt is not None for item in items),
             "comparisons": (*of_holdout, *of_suites.comparisons),
             "suites": of_suites.reports,
-            "decoding": {**report.decoding, "dtype": tuned.dtype},
+            "decoding": {**report.decoding, "dtype": tuned.items.dtype},
             "notes": (*asked.notes, *questions.notes, *sliced.notes, *scored.notes),
         }
     )
     write_suite_answers(run, of_suites)
-    write_atomic(run.file(SCORES), score_lines(report, items, tuned, scored, sliced.masks, general, of_suites))
-    answers, flips = _answer_lines(items, base, tuned, scored), flip_lines(items, scored)
+    write_atomic(run.file(SCORES), score_lines(report, items, tuned.items, scored, sliced.masks, general, of_suites))
+    answers = _answer_lines(items, base.items, tuned.items, scored, turn_records(asked.earlier, *earlier))
+    flips = flip_lines(items, scored)
     report = _write(config, run, trained, report, (answers, flips), start)
-    _forget_other_caches(how, {base.cache, tuned.cache})
+    _forget_other_caches(how, {base.items.cache, tuned.items.cache})
     return report
 
 
@@ -139,6 +140,11 @@ def check_evaluation(config: Config) -> tuple[Given, tuple[OwnScorer, ...]]:
         pattern=compile_pattern(settings.regex) if settings.regex is not None else None,
     )
     return given, load_scorers(settings.scorers)
+
+
+def _as_heard(given: Given, config: Config, media: Media | None) -> Given:
+    """With how transcripts are normalised, where the model hears."""
+    return replace(given, speech=normalising_of(config)) if media is not None and media.kind == "audio" else given
 
 
 def normalising_of(config: Config) -> Normalising:
@@ -167,19 +173,37 @@ def _measuring(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class AllSaid:
+    """What one model said: to the holdout's items, in the turns before their last, and to the suites' questions."""
+
+    items: Measured
+    earlier: Measured
+    suites: Measured
+
+    @staticmethod
+    def of(measured: Measured, num_items: int, num_earlier: int) -> AllSaid:
+        items, more = split_measured(measured, num_items)
+        return AllSaid(items, *split_measured(more, num_earlier))
+
+
 def _measure_both(
-    models: ModelPair, items: Sequence[Item], prepared: PreparedData, how: Measuring
-) -> tuple[Measured, Measured, Retention | None]:
+    models: ModelPair, asked: Asked, questions: Sequence[Asking], prepared: PreparedData, how: Measuring
+) -> tuple[AllSaid, AllSaid, Retention | None]:
+    items: list[Asking] = [*asked.items, *asked.earlier, *questions]
     reads_text = how.media is None or how.media.reads_text
     texts = general_examples(how.tokenizer, prepared.max_seq_length) if reads_text else []
     with memory_told_in_words():
         with models.base() as model:
             base = measure_model(model, "base", items, how)
+            base = replace(base, samples=sample_answers(model, "base", items, base.cache, how))
             said = base_predictions(model, texts, base.cache, how) if texts else None
         with models.tuned() as model:
             tuned = measure_model(model, "tuned", items, how)
+            tuned = replace(tuned, samples=sample_answers(model, "tuned", items, tuned.cache, how))
             general = measure_retention(model, texts, said, tuned.cache, how) if said else None
-    return base, tuned, general
+    counts = len(asked.items), len(asked.earlier)
+    return AllSaid.of(base, *counts), AllSaid.of(tuned, *counts), general
 
 
 def _wanted_metrics(config: Config) -> frozenset[str]:
@@ -241,7 +265,10 @@ def with_benchmarks(report: EvalReport, directory: Path) -> EvalReport:
     return report.model_copy(update={"comparisons": own + kept_comparisons(directory, report.weights_sha256)})
 
 
-def _answer_lines(items: Sequence[Item], base: Measured, tuned: Measured, scored: Scored) -> str:
+def _answer_lines(
+    items: Sequence[Item], base: Measured, tuned: Measured, scored: Scored, turns: Mapping[int, dict[str, Any]]
+) -> str:
+    """`turns`: what was said in the turns before the last, by the place that the items' tasks name."""
     lines = []
     for index, item in enumerate(items):
         base_answer, tuned_answer = base.answers[index], tuned.answers[index]
@@ -252,9 +279,12 @@ def _answer_lines(items: Sequence[Item], base: Measured, tuned: Measured, scored
             "prompt": item.prompt_text,
             "reference": item.reference,
             "slices": dict(item.labels),
-            "base": _answer_record(base_answer, _item_scores(index, base, scored.base)),
-            "tuned": _answer_record(tuned_answer, _item_scores(index, tuned, scored.tuned)),
+            "base": _answer_record(base_answer, _item_scores(index, base, scored.base)) | _sampled(index, base),
+            "tuned": _answer_record(tuned_answer, _item_scores(index, tuned, scored.tuned)) | _sampled(index, tuned),
         }
+        places = [turn.place for turn in item.task.turns if turn.place is not None] if item.task else []
+        if places:
+            line["earlier_turns"] = [turns[place] for place in places]
         lines.append(_json_line(line))
     return "".join(lines)
 
@@ -281,6 +311,14 @@ def _item_scores(index: int, measured: Measured, scores: dict[str, Any]) -> dict
 
 def _answer_record(answer: Answer, scores: dict[str, float]) -> dict[str, Any]:
     return {"text": answer.text, "stopped": answer.stopped, "num_tokens": answer.num_tokens, "scores": scores}
+
+
+def _sampled(index: int, measured: Measured) -> dict[str, Any]:
+    """The final numbers of an item's samples, null for a sample without one."""
+    texts = measured.samples[index] if measured.samples else ()
+    return (
+        {"samples": [None if said is None else str(said.value) for said in map(final_number, texts)]} if texts else {}
+    )
 
 
 def _forget_other_caches(how: Measuring, used: set[Path]) -> None:

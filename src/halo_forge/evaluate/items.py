@@ -11,9 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from halo_forge.artifacts import PreparedData, SplitReport
 from halo_forge.chat import ChatEncoder, Conversation, Example, read_conversations
+from halo_forge.chat.call_format import call_format_of
 from halo_forge.config.schema import Config
 from halo_forge.domains.media import Encoder, Media, question_of
 from halo_forge.errors import DataError, RowError
+from halo_forge.evaluate.call_turns import CallTask, EarlierTurn, call_task, with_prompts
 from halo_forge.models.generate import Prompt
 from halo_forge.runs import RunDirectory, sha256_file
 
@@ -23,7 +25,7 @@ class Item:
     """example None: the row's answer cannot be measured. prompt None: no answer is generated (a plain text, a row
     without a question, or one beyond evaluation.max_prompts); then prompt_text and reference are empty.
     labels: the row's slices, its source among them; source and line: where the row was read; tests: what it verifies
-    generated code by (verify/row_tests.py)."""
+    generated code by (verify/row_tests.py); task: which calls it wants in which turns, None without tools."""
 
     id: str
     example: Example | None
@@ -34,6 +36,7 @@ class Item:
     source: str = ""
     line: int = 0
     tests: Mapping[str, Any] | None = None
+    task: CallTask | None = None
 
     @property
     def row(self) -> dict[str, Any]:
@@ -46,11 +49,13 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The items; what could not be measured, in words; whether evaluation.max_prompts left rows unanswered."""
+    """The items; what could not be measured, in words; whether evaluation.max_prompts left rows unanswered; the turns
+    before the last of rows with tools, which are answered beside the items."""
 
     items: list[Item]
     notes: list[str]
     is_subsampled: bool
+    earlier: list[EarlierTurn] = field(default_factory=list)
 
 
 def read_holdout(run: RunDirectory, prepared: PreparedData) -> list[Conversation]:
@@ -101,10 +106,12 @@ def conversations_to_items(
     asked = [index for index, row in enumerate(conversations) if row.messages[0].role != "document"]
     asked.sort(key=lambda index: conversations[index].id)
     chosen = set(asked[: config.evaluation.max_prompts])
-    items = []
+    items: list[Item] = []
+    earlier: list[EarlierTurn] = []
     for index, conversation in enumerate(conversations):
         question = _question(conversation, tokenizer, media, lost) if index in chosen else None
         prompt, reference = question or (None, "")
+        task = _task(conversation, tokenizer, earlier, lost) if prompt is not None else None
         items.append(
             Item(
                 id=conversation.id,
@@ -116,15 +123,28 @@ def conversations_to_items(
                 source=conversation.source.path,
                 line=conversation.source.line,
                 tests=conversation.tests,
+                task=task,
             )
         )
     notes = [f"{count} holdout rows could not be used: {code}" for code, count in lost.items()]
-    return Asked(items, notes, len(chosen) < len(asked))
+    return Asked(items, notes, len(chosen) < len(asked), earlier)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     """Text of tokens exactly as they are: special tokens shown, spaces untouched."""
     return str(tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _task(
+    conversation: Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    earlier: list[EarlierTurn],
+    lost: Counter[str],
+) -> CallTask | None:
+    if not conversation.tools and not any(message.tool_calls for message in conversation.messages):
+        return None
+    task = call_task(conversation, call_format_of(tokenizer))
+    return task and with_prompts(task, conversation, tokenizer, earlier, lost)
 
 
 def _example(conversation: Conversation, encoder: ChatEncoder, lost: Counter[str]) -> Example | None:

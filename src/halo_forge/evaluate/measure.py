@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from halo_forge.chat.records import Example
 from halo_forge.config.schema import EvaluationSection
 from halo_forge.domains.media import Media
 from halo_forge.evaluate.answer_cache import AnswerCache, cache_name, example_key, prompt_key
 from halo_forge.evaluate.heldout import answer_nll
-from halo_forge.evaluate.items import Item, decode
+from halo_forge.evaluate.items import decode
 from halo_forge.evaluate.metrics import Answer
 from halo_forge.models.forward import Precision, language_model
-from halo_forge.models.generate import Generation, generate
+from halo_forge.models.generate import Generation, Prompt, generate
 from halo_forge.runs import Notify
 
 MAX_TOKENS_PER_BATCH = {"cpu": 2048}
 MAX_TOKENS_PER_BATCH_ON_GPU = 16384
 
 
+class Asking(Protocol):
+    """What is measured: an item, a suite's question, an earlier turn. Either part may be missing."""
+
+    @property
+    def example(self) -> Example | None: ...
+    @property
+    def prompt(self) -> Prompt | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """nll_sums and num_tokens [N]: nats and count of the reference answer's tokens (nan and 0 where an item has no
-    example). answers [N]: None where an item has no prompt. cache: the file that holds all of it."""
+    example). answers [N]: None where an item has no prompt. cache: the file that holds all of it. samples [N]: the
+    texts of self_consistency.py, [] without them."""
 
     nll_sums: npt.NDArray[np.float64]
     num_tokens: npt.NDArray[np.int64]
     answers: list[Answer | None]
     dtype: str
     cache: Path
+    samples: list[tuple[str, ...]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +66,7 @@ class Measuring:
 
 
 def measure_model(
-    model: torch.nn.Module, which: Literal["base", "tuned"], items: Sequence[Item], how: Measuring
+    model: torch.nn.Module, which: Literal["base", "tuned"], items: Sequence[Asking], how: Measuring
 ) -> Measured:
     """Likelihoods first (they fail soonest), then answers. Raises Interrupted through how.check; finished work stays
     in the cache."""
@@ -73,7 +85,7 @@ def tokens_per_batch(model: PreTrainedModel) -> int:
 
 
 def _measure_likelihoods(
-    model: torch.nn.Module, items: Sequence[Item], cache: AnswerCache, how: Measuring
+    model: torch.nn.Module, items: Sequence[Asking], cache: AnswerCache, how: Measuring
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     examples = {example_key(item.example): item.example for item in items if item.example is not None}
     missing = [key for key in examples if cache.nll_sum(key) is None]
@@ -101,7 +113,7 @@ def _measure_likelihoods(
 
 
 def _measure_answers(
-    model: torch.nn.Module, which: str, items: Sequence[Item], cache: AnswerCache, how: Measuring
+    model: torch.nn.Module, which: str, items: Sequence[Asking], cache: AnswerCache, how: Measuring
 ) -> list[Answer | None]:
     prompts = {prompt_key(item.prompt): item.prompt for item in items if item.prompt is not None}
     missing = [key for key in prompts if cache.answer(key) is None]

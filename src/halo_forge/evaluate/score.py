@@ -5,7 +5,7 @@ Axes: N items, L labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from halo_forge.artifacts import Direction
+from halo_forge.evaluate.call_scores import score_calls
 from halo_forge.evaluate.code_scores import score_code
 from halo_forge.evaluate.items import Item
 from halo_forge.evaluate.measure import Measured
@@ -21,10 +22,13 @@ from halo_forge.evaluate.metrics.formats import REGEX_TIMEOUT_S
 from halo_forge.evaluate.metrics.labels import label_of, one_hot_labels
 from halo_forge.evaluate.metrics.lengths import num_words
 from halo_forge.evaluate.metrics.transcripts import ERROR_RATES, units
+from halo_forge.evaluate.self_consistency import score_votes
+from halo_forge.texts.final_answers import marked_number
 
 FloatArray = npt.NDArray[np.float64]
 ItemKind = Literal["rate", "fraction", "count"]
 
+Sides = tuple[list[Answer | None], list[Answer | None]]
 Scores = dict[str, FloatArray]
 """metric -> score per item [N]; nan where an item says nothing about the metric."""
 
@@ -69,9 +73,15 @@ class Scored:
 
 
 def score_items(
-    items: Sequence[Item], base: Measured, tuned: Measured, given: Given, own: Sequence[OwnScorer] = ()
+    items: Sequence[Item],
+    base: Measured,
+    tuned: Measured,
+    given: Given,
+    own: Sequence[OwnScorer] = (),
+    earlier: Sides = ([], []),
 ) -> Scored:
-    """Every metric on every item that has an answer (likelihoods are in Measured)."""
+    """Every metric on every item that has an answer (likelihoods are in Measured). `earlier`: what both said in the
+    turns before the last, as the items' tasks name them."""
     answered = [index for index, item in enumerate(items) if item.prompt is not None]
     references = [items[index].reference for index in answered]
     inapplicable, failed = {}, {}
@@ -85,14 +95,15 @@ def score_items(
             _score_all(name, _of_table(metric, given), items, sides, scores, failed)
     for scorer in own:
         _score_all(scorer.name, _of_user(scorer), items, sides, scores, failed)
-    code = score_code(items, *sides)
+    code, votes = score_code(items, *sides), score_votes(items, base, tuned)
+    calls = score_calls(items, (base.answers, earlier[0]), (tuned.answers, earlier[1]))
     return Scored(
-        base=scores[0] | code.base,
-        tuned=scores[1] | code.tuned,
-        inapplicable=inapplicable | code.inapplicable,
+        base=scores[0] | code.base | votes.base | calls.base,
+        tuned=scores[1] | code.tuned | votes.tuned | calls.tuned,
+        inapplicable=inapplicable | code.inapplicable | votes.inapplicable | calls.inapplicable,
         failed=failed,
         unmeasured=code.unmeasured,
-        notes=code.notes,
+        notes=(*code.notes, *calls.notes, *_unread_numbers(references, inapplicable)),
         own={scorer.name: scorer.direction for scorer in own},
         words=_words(items, sides),
         units=_units(items, given),
@@ -100,7 +111,14 @@ def score_items(
     )
 
 
-Sides = tuple[list[Answer | None], list[Answer | None]]
+def _unread_numbers(references: Sequence[str], inapplicable: Mapping[str, str]) -> list[str]:
+    """How many rows say nothing about numeric_match where it is measured."""
+    num = sum(marked_number(reference) is None for reference in references)
+    if not num or "numeric_match" in inapplicable:
+        return []
+    return [f"numeric_match: {num} of {len(references)} references have no final number that can be read"]
+
+
 ScoreItem = Callable[[Answer, Item], float | None]
 
 

@@ -1,7 +1,7 @@
 """Which answers are wrong, and in which way: the metric that decides, and one kind for each failure.
 
 A kind is told from what can be seen, in this order: nothing was said, it was refused, it says that it does not know, it
-repeats itself, it was cut off; then what the metric is about (code, JSON, number, label); then the length.
+repeats itself, it was cut off; then what the metric is about (code, tools, JSON, number, label); then the length.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from halo_forge.errors import UsageError
+from halo_forge.evaluate.call_scores import CALL_METRICS
 from halo_forge.evaluate.items import Item
 from halo_forge.evaluate.metrics import METRICS, Answer
 from halo_forge.evaluate.metrics.json_answers import repaired_json
 from halo_forge.evaluate.score import Scored
 from halo_forge.failures.records import MetricChoice
 from halo_forge.texts.abstention import abstains
+from halo_forge.texts.calls.formats import read_calls
+from halo_forge.texts.calls.match import calls_match
 from halo_forge.texts.json_documents import parse_json
 from halo_forge.texts.refusal import refuses
 from halo_forge.traits.answers import is_repetitive
 
-STRICTEST_FIRST = ("pass_at_1", "json_match", "numeric_match", "class_accuracy", "schema_valid", "regex_match")
+STRICTEST_FIRST = (
+    "pass_at_1", "call_match", "json_match", "numeric_match", "class_accuracy", "schema_valid", "regex_match",
+)  # fmt: skip
 SHORT_ANSWER_WORDS = 12
 """Up to this median length a reference is the answer; a longer one is one of many right ones."""
 RIGHT_FROM = {"rate": 1.0, "fraction": 0.5}
@@ -91,6 +96,8 @@ def failure_kind(item: Item, answer: Answer, metric: str) -> str:
         return "cut off"
     if metric == "pass_at_1":
         return "code that fails its tests"
+    if metric in CALL_METRICS:
+        return _call_kind(item, answer)
     if metric == "numeric_match":
         return "wrong number"
     if metric == "class_accuracy":
@@ -99,6 +106,23 @@ def failure_kind(item: Item, answer: Answer, metric: str) -> str:
     if expected is not None and isinstance(expected[0], dict | list):
         return _json_kind(text, expected[0])
     return _text_kind(text, reference, metric)
+
+
+def _call_kind(item: Item, answer: Answer) -> str:
+    """Of the last turn: where that is right, an earlier one is not."""
+    task = item.task
+    if task is None or not task.turns:
+        return "wrong tool call"
+    said, wanted = read_calls(answer.text, task.schemas, task.format.read), task.turns[-1].wanted
+    if said.problem is not None:
+        return "a tool call that cannot be read"
+    if not wanted:
+        return "a tool call where none is wanted" if said.calls else "wrong call in an earlier turn"
+    if not said.calls:
+        return "no tool call"
+    if sorted(call.name for call in said.calls) != sorted(want.call.name for want in wanted):
+        return "other tools called"
+    return "wrong call in an earlier turn" if calls_match(said.calls, wanted, task.schemas) else "wrong arguments"
 
 
 def _json_kind(text: str, expected: object) -> str:

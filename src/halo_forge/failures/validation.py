@@ -16,6 +16,7 @@ from halo_forge.evaluate.evaluate import memory_told_in_words
 from halo_forge.evaluate.items import Item, check_unchanged, conversations_to_items
 from halo_forge.evaluate.measure import Measured, Measuring, measure_model
 from halo_forge.evaluate.score import Scored, score_items
+from halo_forge.evaluate.suites.stage import split_measured
 from halo_forge.models.compute import recall_compute
 from halo_forge.models.new_tokens import tokenizer_of
 from halo_forge.pipeline import model_pair
@@ -86,9 +87,11 @@ def answer_validation(run: RunFacts, cache: Path, notify: Notify, check: Callabl
         shared_cache=shared_directory(otherwise=cache), notify=notify, check=check,
     )  # fmt: skip
     with memory_told_in_words(), pair.tuned() as model:
-        measured = measure_model(model, "tuned", asked.items, how)
+        whole = measure_model(model, "tuned", [*asked.items, *asked.earlier], how)
     pair.close()
-    scored = score_items(asked.items, measured, measured, given, own)  # one model: it stands on both sides
+    measured, turns = split_measured(whole, len(asked.items))
+    # One model: it stands on both sides.
+    scored = score_items(asked.items, measured, measured, given, own, (turns.answers, turns.answers))
     return Answered(
         items=asked.items,
         prompts=[_question(row) for row in rows],

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
+from halo_forge.chat.tool_format import apply_tool_format
 from halo_forge.config.schema import ModelSection
 from halo_forge.errors import UsageError
 from halo_forge.models.load import load_tokenizer
@@ -20,8 +21,11 @@ from halo_forge.runs import Notify, silent
 
 
 def tokenizer_of(model: ModelSection, notify: Notify = silent) -> PreTrainedTokenizerBase:
-    """The tokenizer of the configured model with its new tokens. Raises ModelNotFound, UsageError."""
+    """The tokenizer of the configured model with its new tokens and the wanted way to write tools. Raises
+    ModelNotFound, UsageError."""
     tokenizer = load_tokenizer(model.name, model.revision, notify=notify)
+    if apply_tool_format(tokenizer, model.tool_format) and model.tool_format == "auto":
+        notify("note", {"text": "the chat template knows no tools; they are written in tool_call tags from here on"})
     add_tokens(tokenizer, model.add_tokens, special=False)
     add_tokens(tokenizer, model.add_special_tokens, special=True)
     return tokenizer

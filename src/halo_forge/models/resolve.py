@@ -1,6 +1,6 @@
 """A model's name becomes a directory on this machine. No torch, so that a wrong name fails in a moment.
 
-In this order: a directory of that name; the embedded default, the graft or a packaged Whisper; the Hub cache; the Hub.
+In this order: a directory of that name; the embedded default, a packaged Whisper and the graft; the Hub cache; the Hub.
 """
 
 from __future__ import annotations

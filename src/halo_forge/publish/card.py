@@ -23,10 +23,11 @@ from halo_forge.artifacts import (
     TrainedModel,
 )
 from halo_forge.config.method_words import method_words
-from halo_forge.config.schema import Config
+from halo_forge.config.schema import Config, DataSection
 from halo_forge.domains.media import domain_of_model
 from halo_forge.models.resolve import resolve_model
 from halo_forge.publish.weights import WeightFacts
+from halo_forge.texts.final_answers import INSTRUCTIONS
 
 # Licences of base models that we know from their own repositories; any other is said to be unknown.
 KNOWN_LICENCES = {
@@ -241,7 +242,15 @@ def _data(facts: CardFacts) -> str:
     chosen = facts.config.data.train_on
     policy = MASK_POLICY[chosen] if isinstance(chosen, str) else f"the turns of the {' and the '.join(chosen)}"
     lines += ["", f"Trained tokens: {policy}. Longest example: {prepared.max_seq_length:,} tokens."]
+    lines += prompt_words(facts.config.data)
     return "\n".join(lines)
+
+
+def prompt_words(data: DataSection) -> list[str]:
+    """What a question must carry to be asked as in training."""
+    if data.final_answer == "keep" or not data.answer_instruction:
+        return []
+    return ["", f"Questions that want a final answer end with: `{INSTRUCTIONS[data.final_answer]}`"]
 
 
 def _training(facts: CardFacts) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 from halo_forge.artifacts import PreparedData
 from halo_forge.chat.records import Conversation
 from halo_forge.chat.store import read_conversations
-from halo_forge.config.schema import RowFormat
+from halo_forge.config.schema import DataSection, RowFormat
 from halo_forge.data.conversion.formats import convert, detect, detection_head
 from halo_forge.data.conversion.identity import prompt_key
 from halo_forge.data.files.rows import Row, shown_path
 from halo_forge.data.files.sources import expand_paths, read_rows
+from halo_forge.data.rules.answer_convention import with_instruction
 from halo_forge.data.split import SplitName
 from halo_forge.errors import DataError, RowError
 from halo_forge.runs import Notify, RunDirectory, silent
@@ -111,6 +112,13 @@ def _asked(row: Row, answered: bool, row_format: RowFormat, system_prompt: str |
     if conversation.messages[0].role == "document":
         return "no_prompt"
     return Asked(conversation=conversation, key=question_key(conversation), answered=answered)
+
+
+def asking_as_trained(asked: Asked | str, data: DataSection) -> Asked | str:
+    """A prompt with the instruction that the run's own questions carry (data.final_answer). Its key stays."""
+    if isinstance(asked, str) or data.final_answer == "keep" or not data.answer_instruction:
+        return asked
+    return replace(asked, conversation=with_instruction(asked.conversation, data.final_answer, asks_all=True))
 
 
 def prompts_of_split(run: RunDirectory, prepared: PreparedData, split: SplitName) -> Iterator[Asked | str]:

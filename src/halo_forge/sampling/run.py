@@ -28,6 +28,7 @@ from halo_forge.sampling.generation import Drawing, Sampled, draw_samples
 from halo_forge.sampling.questions import (
     Asked,
     Asking,
+    asking_as_trained,
     choose_prompts,
     prompts_of_files,
     prompts_of_split,
@@ -176,6 +177,8 @@ def chosen_prompts(
     found: Iterator[Asked | str]
     if request.prompts:
         found = prompts_of_files(request.prompts, request.row_format, system, notify)
+        if run is not None:
+            found = (asking_as_trained(item, run.config.data) for item in found)
     else:
         assert run is not None
         found = prompts_of_split(run.directory, run.prepared, request.split)

@@ -16,16 +16,16 @@ def parse_json(text: str) -> tuple[Any] | None:
     """The parsed value in a 1-tuple (null is a value), or None. NaN and Infinity are not JSON. Never raises: an
     answer may be thousands of brackets deep."""
     try:
-        return (json.loads(text, parse_constant=_refuse_constant, parse_float=_plain_number),)
+        return (json.loads(text, parse_constant=refuse_constant, parse_float=plain_number),)
     except (ValueError, RecursionError):
         return None
 
 
-def _refuse_constant(name: str) -> None:
+def refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def _plain_number(digits: str) -> int | float:
+def plain_number(digits: str) -> int | float:
     value = float(digits)
     return int(value) if math.isfinite(value) and value.is_integer() else value
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from halo_forge.artifacts import LORA_METHODS, PreparedData
 from halo_forge.chat import Example, read_examples
-from halo_forge.config.audio_section import AudioSection
 from halo_forge.config.schema import Config
-from halo_forge.config.vision_section import VisionSection
 from halo_forge.domains.media import Media, counts_documents, inputs_of_step, open_media
 from halo_forge.errors import ConfigError, ConfigProblem, TrainingError
 from halo_forge.models.compute import Compute
@@ -333,10 +332,13 @@ def training_fingerprint(config: Config, prepared: PreparedData, compute: Comput
             "adapter": config.adapter.model_dump(mode="json") if config.training.method == "adapter" else None,
             "precision": compute.precision,
             "device": compute.device.type,
-            **({"vision": config.vision.model_dump(mode="json")} if config.vision != VisionSection() else {}),
-            **({"audio": config.audio.model_dump(mode="json")} if config.audio != AudioSection() else {}),
+            **(_media_settings(config) if "media" in prepared.provenance.inputs else {}),
         }
     )
+
+
+def _media_settings(config: Config) -> dict[str, Any]:
+    return {"audio": config.audio.model_dump(mode="json"), "vision": config.vision.model_dump(mode="json")}
 
 
 def _first_tokens(example: Example, num_tokens: int) -> Example:

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from halo_forge.errors import DataError, UsageError
 from halo_forge.sandbox import Limits, Unavailable, Verdict, require_sandbox
-from halo_forge.texts.numbers import final_number
+from halo_forge.texts.final_answers import final_number
+from halo_forge.texts.numbers import same_number
 from halo_forge.verify.code import compile_answer, run_row_tests
 from halo_forge.verify.row_tests import RowTests, row_tests
 
@@ -88,14 +89,16 @@ def _exact(argument: str, limits: Limits) -> Verifier:
 
 
 def _numeric(argument: str, limits: Limits) -> Verifier:
-    """GSM8K's rule for both: the number after the last `####`, else the last number; equal as decimals."""
+    """The marked final number of both, else the last number; equal however they are written (1/2 and 0.5)."""
 
     def verify(answer: str, question: Question) -> Judged:
         expected = final_number(question.reference or "")
         if expected is None:
             return _not_measured("the row's answer has no number")
         said = final_number(answer)
-        return _outcome(said == expected, "no number" if said is None else "another number")
+        return _outcome(
+            said is not None and same_number(said, expected), "no number" if said is None else "another number"
+        )
 
     return verify
 

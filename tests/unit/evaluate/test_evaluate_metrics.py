@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halo_forge.errors import UsageError
+from halo_forge.evaluate.call_scores import CALL_METRICS
 from halo_forge.evaluate.code_scores import COMPILES, PASSES
 from halo_forge.evaluate.metrics import METRICS, Answer, Given, ScorerFailed, load_scorers, own_score
 from halo_forge.evaluate.metrics.formats import compile_pattern, markdown_problems, regex_match
@@ -21,6 +22,7 @@ from halo_forge.evaluate.metrics.json_answers import repaired_json, schema_valid
 from halo_forge.evaluate.metrics.labels import class_accuracy, macro_f1, one_hot_labels, why_no_labels
 from halo_forge.evaluate.metrics.lengths import conciseness, repetition
 from halo_forge.evaluate.metrics.overlap import longest_common_subsequence, rouge_l
+from halo_forge.evaluate.self_consistency import METRIC as VOTES
 from halo_forge.metrics import METRIC_FACTS, SUITE_METRICS
 from halo_forge.texts.json_documents import parse_json
 from halo_forge.texts.json_schema import load_schema
@@ -227,7 +229,8 @@ def test_strict_and_repaired_are_two_numbers(tmp_path: Path) -> None:
 def test_every_metric_is_declared_once() -> None:
     assert [*METRICS, *SUITE_METRICS] == list(METRIC_FACTS)
     for name, metric in METRICS.items():
-        of_texts = metric.kind not in ("perplexity", "general", "ratio", "classes") and name not in (PASSES, COMPILES)
+        of_items = (PASSES, COMPILES, VOTES, *CALL_METRICS)
+        of_texts = metric.kind not in ("perplexity", "general", "ratio", "classes") and name not in of_items
         assert (metric.score is not None) == of_texts, name
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from halo_forge.chat.records import Message, Role
 from halo_forge.config.schema import RowFormat
+from halo_forge.data.conversion.bfcl_rows import bfcl_row
 from halo_forge.data.conversion.content_parts import clean_text
 from halo_forge.data.conversion.speech_rows import speech_messages
 from halo_forge.data.conversion.tool_rows import glaive_row, xlam_row
@@ -26,6 +27,10 @@ from halo_forge.errors import RowError
 LIST_COLUMNS = ("messages", "conversations", "conversation", "items")
 DIALOGUE = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 DIALOGUE_ROLES: Mapping[str, Role] = {"Human": "user", "Assistant": "assistant"}
+TOOL_FORMATS: Mapping[RowFormat, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "xlam": xlam_row, "glaive": glaive_row, "bfcl": bfcl_row,
+}  # fmt: skip
+"""Formats of tool calls with shapes, and names of types, of their own."""
 PAIRS: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
     "prompt_completion": ("prompt", "", ("completion", "response")),
     "instruction": ("instruction", "input", ("output", "response", "completion", "answer")),
@@ -46,8 +51,8 @@ def row_messages(
         return [_segments(value, fixes)], value
     if format == "speech":
         return speech_messages(value, fixes), {}
-    if format in ("xlam", "glaive"):
-        value = {**value, **(xlam_row(value) if format == "xlam" else glaive_row(value))}
+    if format in TOOL_FORMATS:
+        value = {**value, **TOOL_FORMATS[format](value)}
         return _turns(value["messages"], "messages", CHAT_ROLES, fixes), value
     if format in PAIRS:
         messages = _pair(value, *PAIRS[format], fixes)

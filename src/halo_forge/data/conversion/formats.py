@@ -7,6 +7,7 @@
     segments             segments: [{label, text}], all of them trained
     xlam                 query, answers, tools: JSON in strings
     glaive               system, chat: a transcript with function calls
+    bfcl                 question, function, ground_truth | possible_answer: acceptable calls
     openai_evals         input: text or messages, ideal: text or list of texts
     prompt_completion    prompt, completion | response: strings, or lists of messages
     dolly                instruction, context, response
@@ -33,10 +34,10 @@ from halo_forge.chat.records import Conversation, MediaPart, Message, SourceRef
 from halo_forge.chat.store import conversation_from_record
 from halo_forge.config.schema import RowFormat
 from halo_forge.data.conversion.content_parts import media_column, refused_media
-from halo_forge.data.conversion.conversation_shapes import LIST_COLUMNS, row_messages
+from halo_forge.data.conversion.conversation_shapes import LIST_COLUMNS, TOOL_FORMATS, row_messages
 from halo_forge.data.conversion.identity import content_sha256, prompt_key
-from halo_forge.data.conversion.media import with_images
-from halo_forge.data.conversion.speech_rows import NAMING, TRANSCRIPTS, is_speech_row, with_sounds
+from halo_forge.data.conversion.media import with_media
+from halo_forge.data.conversion.speech_rows import NAMING, TRANSCRIPTS, is_speech_row
 from halo_forge.data.conversion.tool_calls import row_tools
 from halo_forge.data.conversion.turns import chat_message, ordered_turns
 from halo_forge.data.files.rows import Row
@@ -76,6 +77,7 @@ FORMATS: Mapping[RowFormat, Columns] = {
     "segments": Columns(("segments",)),
     "xlam": Columns(("query", "answers", "tools")),
     "glaive": Columns(("system", "chat")),
+    "bfcl": Columns(("question", "function"), (), ("ground_truth", "possible_answer", "id")),
     "openai_evals": Columns(("input", "ideal"), (), ("system", "tools")),
     "prompt_completion": Columns(("prompt",), ("completion", "response"), ("system", "tools", "label")),
     "dolly": Columns(("instruction", "context", "response"), (), ("system",)),
@@ -248,16 +250,18 @@ def convert(
     if not media:
         _refuse_media(messages)
     elif format != "speech":
-        messages = with_images(with_sounds(messages, value), value, fixes)
+        messages = with_media(messages, value, fixes)
     is_document = messages[0].role == "document"
     turns = tuple(messages) if is_document else ordered_turns(messages, fixes)
     key = prompt_key(turns)
     if system_prompt and not is_document and turns[0].role != "system":
         turns = (chat_message("system", system_prompt), *turns)
-    tools = row_tools(with_tools) if "tools" in with_tools or "functions" in with_tools else ()
+    tools: tuple[dict[str, Any], ...] = ()
+    if "tools" in with_tools or "functions" in with_tools:
+        tools = row_tools(with_tools, fixes, own_words=format in TOOL_FORMATS)
     conversation = Conversation(
         id=content_sha256(turns, tools), messages=turns, source=SourceRef(path=row.path, line=row.line), tools=tools,
-        slices=_slices(value.get("slices")), weight=_weight(value.get("weight")), tests=_tests(value.get("tests")),
+        slices=_slices(value.get("slices")), weight=_weight(value.get("weight")), tests=_tests(with_tools.get("tests")),
     )  # fmt: skip
     return Converted(
         conversation=conversation, prompt_key=key, fixes=tuple(sorted(fixes)), flags=tuple(sorted(flags)), format=format

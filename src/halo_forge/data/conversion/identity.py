@@ -17,6 +17,7 @@ from halo_forge.chat.records import Conversation, Message, TextPart
 from halo_forge.data.conversion.content_parts import text_of
 from halo_forge.data.conversion.turns import message_content
 from halo_forge.errors import RowError
+from halo_forge.texts.final_answers import without_instruction
 
 COMPACT = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
@@ -54,12 +55,13 @@ def _message_json(turn: Message) -> str:
 
 def prompt_key(turns: Sequence[Message]) -> str:
     """Hash of the row's own turns before the first answer (a document: of all of it), blind to case, white space and
-    Unicode composition, so that a prompt and its trivial variant never stand on two sides of a split."""
+    Unicode composition, so that a prompt and its trivial variant never stand on two sides of a split. The instruction
+    that data.final_answer puts behind a question is not the row's own."""
     opening: list[str] = []
     for turn in turns:
         if turn.role == "assistant":
             break
-        opening.append(f'["{turn.role}",{quoted(_plain(text_of(turn)))}]')
+        opening.append(f'["{turn.role}",{quoted(_plain(without_instruction(text_of(turn))))}]')
     try:
         return hashlib.sha256(f"[{','.join(opening)}]".encode()).hexdigest()
     except UnicodeEncodeError:

@@ -1,8 +1,8 @@
-"""Images of a row: found in its columns and put where they belong in its messages (sounds: speech_rows.py).
+"""Images and sounds of a row: found in its columns and put where they belong in its messages.
 
     a part that names its file          {"type": "image", "path": ...}, image_url, input_audio, ...: there
     parts without a name, and a column  the column's media in their order
-    markers and a column                LLaVA's way: each `<image>` of the text becomes the next one
+    markers and a column                LLaVA's way: each `<image>` (`<audio>`) of the text becomes the next one
     a column alone                      before the first user's text
 
 Nothing is opened here: what a name stands for, and whether it may be read, media/store.py finds out.
@@ -16,15 +16,18 @@ from typing import Any
 
 from halo_forge.chat.records import MediaKind, MediaPart, Message, Part, TextPart
 from halo_forge.data.conversion.content_parts import MEDIA_COLUMNS, media_path
+from halo_forge.data.conversion.speech_rows import sound_part
 from halo_forge.errors import RowError
 
-MARKERS: Mapping[MediaKind, str] = {"image": "<image>"}
+MARKERS: Mapping[MediaKind, str] = {"image": "<image>", "audio": "<audio>"}
 
 
-def with_images(messages: list[Message], value: Mapping[str, Any], fixes: set[str]) -> list[Message]:
-    """The messages with every image of the row's columns at its place. Raises RowError media_count_mismatch,
+def with_media(messages: list[Message], value: Mapping[str, Any], fixes: set[str]) -> list[Message]:
+    """The messages with every medium of the row's columns at its place. Raises RowError media_count_mismatch,
     media_missing, media_unsupported."""
-    return _placed(messages, "image", _column(value, "image"), fixes)
+    for kind in MARKERS:
+        messages = _placed(messages, kind, _column(value, kind), fixes)
+    return messages
 
 
 def _column(value: Mapping[str, Any], kind: MediaKind) -> list[str]:
@@ -37,11 +40,15 @@ def _column(value: Mapping[str, Any], kind: MediaKind) -> list[str]:
         if name.startswith("video"):
             raise RowError("media_unsupported", f"the column {name} holds video, which is not read")
         for number, item in enumerate(held if isinstance(held, list) else [held], start=1):
-            source = item if isinstance(item, str) else media_path(item) if isinstance(item, Mapping) else ""
+            source = sound_part(item, name).path if kind == "audio" else _image(item)
             if not source:
                 raise RowError("media_missing", f"the column {name}: number {number} names no file and holds no bytes")
             found.append(source)
     return found
+
+
+def _image(item: Any) -> str:
+    return item if isinstance(item, str) else media_path(item) if isinstance(item, Mapping) else ""
 
 
 def _placed(messages: list[Message], kind: MediaKind, sources: Sequence[str], fixes: set[str]) -> list[Message]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from halo_forge.chat.records import MediaPart, Message, Part, TextPart
+from halo_forge.chat.records import MediaPart, Message, TextPart
 from halo_forge.data.conversion.content_parts import clean_text
 from halo_forge.data.files.rows import json_type
 from halo_forge.errors import RowError
@@ -89,26 +89,3 @@ def _decoded(text: str, where: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error):
         raise RowError("audio_broken", f"the bytes in {where} are text that is not base64") from None
-
-
-def with_sounds(messages: Sequence[Message], value: Mapping[str, Any]) -> list[Message]:
-    """Messages whose sounds stand in a column `audio` or `audios` beside them: each part without a path takes the next.
-
-    Raises RowError where their numbers differ."""
-    column = next((name for name in ("audios", "audio") if value.get(name)), None)
-    if column is None:
-        return list(messages)
-    held = value[column] if isinstance(value[column], list) else [value[column]]
-    places = sum(_is_open(part) for message in messages for part in message.parts)
-    if places != len(held):
-        raise RowError("media_missing", f"{len(held)} sounds in the column {column}, and {places} places for them")
-    waiting = iter(held)
-
-    def filled(part: Part) -> Part:
-        return sound_part(next(waiting), column) if _is_open(part) else part
-
-    return [replace(message, parts=tuple(filled(part) for part in message.parts)) for message in messages]
-
-
-def _is_open(part: Part) -> bool:
-    return isinstance(part, MediaPart) and part.kind == "audio" and not part.path

@@ -8,6 +8,7 @@ from halo_forge.chat.records import ToolCall
 from halo_forge.data.files.json_rows import parse_json
 from halo_forge.data.files.rows import json_type
 from halo_forge.errors import RowError
+from halo_forge.texts.calls.schemas import NORMALISED, name_of, normalised_tool
 
 
 def parse_tool_calls(raw: Any, where: str) -> tuple[ToolCall, ...]:
@@ -60,8 +61,23 @@ def _from_anthropic(tool: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def row_tools(value: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """The tools of a row: its `tools`, or `functions` as OpenAI named them before."""
+def row_tools(value: dict[str, Any], fixes: set[str], *, own_words: bool = False) -> tuple[dict[str, Any], ...]:
+    """The tools of a row, as functions with a JSON Schema: its `tools`, or `functions` as OpenAI named them before.
+
+    own_words   the row's format has type names of its own, so that reading them is no mend
+    `fixes` collects codes. Raises RowError `bad_tools`, `duplicate_tool`.
+    """
     if value.get("tools") is not None or "functions" not in value:
-        return parse_tools(value.get("tools"))
-    return tuple({"type": "function", "function": function} for function in parse_tools(value["functions"]))
+        raw = parse_tools(value.get("tools"))
+    else:
+        raw = tuple({"type": "function", "function": function} for function in parse_tools(value["functions"]))
+    tools: dict[str, dict[str, Any]] = {}
+    for tool in raw:
+        mended, codes = normalised_tool(tool)
+        fixes |= codes - {NORMALISED} if own_words else codes
+        name = name_of(mended)
+        if tools.setdefault(name, mended) != mended:
+            raise RowError("duplicate_tool", f"two tools are called {name[:60]!a} and differ")
+    if len(tools) < len(raw):
+        fixes.add("duplicate_tool_dropped")
+    return tuple(tools.values())

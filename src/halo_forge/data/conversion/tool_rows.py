@@ -24,7 +24,7 @@ def _as_function(tool: Any) -> dict[str, Any]:
 def xlam_row(value: dict[str, Any]) -> dict[str, Any]:
     """{"query", "answers": JSON list of calls, "tools": JSON list}: the answer is the calls and nothing else.
 
-    A parameter's `type` is a Python type name there and its place is flat; templates only print it, so it stays.
+    A parameter's `type` is a Python type name there and its place is flat; `texts/calls/schemas.py` reads both.
     """
     if not all(isinstance(value.get(column), str) for column in ("query", "answers", "tools")):
         raise RowError("missing_columns", "xlam rows have query, answers and tools, each a string")

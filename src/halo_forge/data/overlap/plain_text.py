@@ -11,6 +11,7 @@ import re
 import unicodedata
 
 from halo_forge.chat.records import Conversation, MediaPart, Message, TextPart, ToolCall
+from halo_forge.texts.final_answers import without_instruction
 
 SYSTEM_END = "\x1e"
 """Stands between the instructions (system text, tools) and the rest of a plain prompt. str.split() takes U+001E for
@@ -36,6 +37,7 @@ def plain_turns(conversation: Conversation) -> tuple[str, str]:
     prompt  user and tool messages, in order; before them, where there are any, the system text and the tools' JSON,
             closed by SYSTEM_END, because rows that share long instructions are no copies of each other
     answer  assistant messages, in order: reasoning, text, and name and arguments of tool calls; a document is an answer
+    The instruction that data.final_answer puts behind a question is left out: equal in all rows, it says nothing.
     An image or audio stands as one word of its kind and content: the same question about two pictures is two questions.
     """
     instructions: list[str] = []
@@ -64,7 +66,7 @@ def _collect(message: Message, texts: list[str]) -> None:
         texts.append(message.reasoning)
     for part in message.parts:
         if isinstance(part, TextPart):
-            texts.append(part.text)
+            texts.append(without_instruction(part.text) if message.role == "user" else part.text)
         elif isinstance(part, ToolCall):
             arguments = json.dumps(part.arguments, sort_keys=True, ensure_ascii=False, default=str)
             texts.append(f"{part.name} {arguments}")

@@ -16,6 +16,7 @@ from halo_forge.chat.records import Conversation, Message, TextPart, ToolCall
 from halo_forge.config.schema import RowAction
 from halo_forge.data.rules import answers as reading
 from halo_forge.data.rules import cleaning
+from halo_forge.data.rules.calls import call_findings, strings_in
 from halo_forge.data.rules.quality_rules import RULES
 from halo_forge.texts import privacy, toxicity
 from halo_forge.traits import language
@@ -134,6 +135,8 @@ class Inspector:
             found["outer_whitespace"] = padded
         is_document = conversation.messages[0].role == "document" if conversation.messages else False
         spoken = self._look_at_answers(prompts, answers, found, is_document=is_document)
+        if other or conversation.tools:
+            found.update(call_findings(conversation))
         return found, spoken
 
     def _look_at_answers(
@@ -214,22 +217,10 @@ def _texts(conversation: Conversation) -> tuple[list[str], list[str], list[str]]
             if type(part) is TextPart:
                 target.append(part.text)
             elif type(part) is ToolCall:
-                other += _strings(part.arguments)
+                other += strings_in(part.arguments)
         if message.reasoning:
             other.append(message.reasoning)
     return prompts, answers, other
-
-
-def _strings(value: Any) -> Iterator[str]:
-    pending = [value]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, dict):
-            pending.extend(item.values())
-        elif isinstance(item, list | tuple):
-            pending.extend(item)
 
 
 def _utf8(text: str) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from halo_forge.config.schema import RowAction
+from halo_forge.texts.calls.arguments import CALL_PROBLEMS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,10 @@ RULES: tuple[Rule, ...] = (
          meaning="prompt and answer are in different languages and no translation was asked for"),
     Rule(code="toxic_text", kind="quality", default="keep", allowed=_LOOK,
          meaning="a message has a high lexical toxicity score"),
+    *(Rule(code=code, kind="quality", default="skip", allowed=_LOOK, meaning=meaning)
+      for code, meaning in CALL_PROBLEMS.items()),
+    Rule(code="calls_without_tools", kind="quality", default="keep", allowed=_LOOK,
+         meaning="a call in a row that offers no tools, so that it cannot be checked"),
     Rule(code="private_key", kind="privacy", default="fix", allowed=_MEND,
          meaning="holds a private key (the mend writes [PRIVATE_KEY])"),
     Rule(code="secret_key", kind="privacy", default="fix", allowed=_MEND,

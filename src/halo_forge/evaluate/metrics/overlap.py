@@ -8,7 +8,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
-from halo_forge.texts.numbers import final_number, marked_number
+from halo_forge.texts.final_answers import convention_of, ends_in, final_number, marked_number
+from halo_forge.texts.numbers import same_number
 
 
 def exact_match(text: str, reference: str) -> float:
@@ -18,10 +19,20 @@ def exact_match(text: str, reference: str) -> float:
 
 
 def numeric_match(text: str, reference: str) -> float | None:
-    """GSM8K's rule: the number after the reference's last `####` against the answer's final number. Compared as
-    decimals, so 72, 72.0 and 72.00 agree. None when the reference carries no such number."""
+    """1 when the answer ends up with the reference's final number, however the two write it: 1,000 and 1000.0, 1/2 and
+    0.5, 50 % and 0.5. None when the reference marks no final answer that is a number."""
     expected = marked_number(reference)
-    return None if expected is None else float(final_number(text) == expected)
+    if expected is None:
+        return None
+    said = final_number(text)
+    return float(said is not None and same_number(said, expected))
+
+
+def answer_format(text: str, reference: str) -> float | None:
+    """1 when the answer ends in the very convention that the reference ends in (`#### 18`, `\\boxed{18}`, `The answer
+    is: 18`), whatever it says there. None when the reference ends in none."""
+    convention = convention_of(reference)
+    return None if convention is None else float(ends_in(text, convention))
 
 
 def token_f1(text: str, reference: str) -> float:

@@ -18,11 +18,11 @@ from halo_forge.evaluate.metrics.formats import MARKS, markdown_valid, regex_mat
 from halo_forge.evaluate.metrics.json_answers import json_match, json_valid, repaired_json, schema_valid
 from halo_forge.evaluate.metrics.labels import class_accuracy, why_no_labels
 from halo_forge.evaluate.metrics.lengths import conciseness, repetition
-from halo_forge.evaluate.metrics.overlap import exact_match, numeric_match, rouge_l, token_f1
+from halo_forge.evaluate.metrics.overlap import answer_format, exact_match, numeric_match, rouge_l, token_f1
 from halo_forge.evaluate.metrics.transcripts import ERROR_RATES, Normalising, error_rate
 from halo_forge.metrics import METRIC_FACTS, Kind, MetricFact
+from halo_forge.texts.final_answers import convention_of, marked_number
 from halo_forge.texts.json_documents import is_json_document
-from halo_forge.texts.numbers import marked_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,14 @@ def _where_half(is_of_its_kind: Callable[[str], bool], words: str) -> Applies:
 
 
 _json_references = _where_half(is_json_document, "are JSON objects or arrays")
-_marked_references = _where_half(lambda reference: marked_number(reference) is not None, "end in `#### number`")
+_marked_references = _where_half(
+    lambda reference: marked_number(reference) is not None,
+    "mark a final number (`#### 18`, `\\boxed{18}`, `The answer is: 18`)",
+)
+_concluded_references = _where_half(
+    lambda reference: convention_of(reference) is not None,
+    "end in an answer convention (`#### 18`, `\\boxed{18}`, `The answer is: 18`)",
+)
 _markdown_references = _where_half(
     lambda reference: MARKS.search(reference) is not None and not is_json_document(reference), "have marks of Markdown"
 )
@@ -123,6 +130,12 @@ def _errors(metric: str) -> Score:
     return score
 
 
+def _ended_format(answer: Answer, reference: str, given: Given) -> float | None:
+    """An answer that was cut off has not ended, whatever its last characters are."""
+    score = answer_format(answer.text, reference)
+    return score if score is None or answer.stopped else 0.0
+
+
 def _of_text(score: Callable[[str, str], float | None]) -> Score:
     return lambda answer, reference, _: score(answer.text, reference)
 
@@ -135,6 +148,8 @@ _SCORING: dict[str, tuple[Score | None, Applies]] = {
     "class_accuracy": (_of_text(class_accuracy), _for_labels),
     "macro_f1": (None, _for_labels),
     "numeric_match": (_of_text(numeric_match), _marked_references),
+    "answer_format": (_ended_format, _concluded_references),
+    "self_consistency": (None, _always),  # of several answers an item: self_consistency.py
     **{name: (_errors(name), _of_speech) for name in ERROR_RATES},
     "json_valid": (_of_text(json_valid), _json_references),
     "json_match": (_of_text(json_match), _json_references),
@@ -143,6 +158,11 @@ _SCORING: dict[str, tuple[Score | None, Applies]] = {
     "regex_match": (_regex, _with_pattern),
     "pass_at_1": (None, _always),  # of items, not of texts: code_scores.py
     "compile_rate": (None, _always),
+    "call_match": (None, _always),  # of turns and tools: call_scores.py
+    "call_exact": (None, _always),
+    "call_valid": (None, _always),
+    "irrelevance_accuracy": (None, _always),
+    "multi_turn_match": (None, _always),
     "markdown_valid": (lambda answer, reference, _: markdown_valid(answer.text), _markdown_references),
     "stop_rate": (lambda answer, reference, _: float(answer.stopped), _always),
     "repetition": (lambda answer, reference, _: repetition(answer.text), _always),

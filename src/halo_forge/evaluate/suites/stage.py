@@ -106,6 +106,7 @@ def split_measured(measured: Measured, num_items: int) -> tuple[Measured, Measur
             nll_sums=measured.nll_sums[part],
             num_tokens=measured.num_tokens[part],
             answers=measured.answers[part],
+            samples=measured.samples[part],
         )
         for part in (slice(None, num_items), slice(num_items, None))
     ]
