@@ -27,7 +27,7 @@ from halo_forge.evaluate.call_scores import turn_records
 from halo_forge.evaluate.compare import Comparing, compare_metrics, not_compared
 from halo_forge.evaluate.flips import flip_lines
 from halo_forge.evaluate.item_scores import SCORES, score_lines
-from halo_forge.evaluate.items import Item, conversations_to_items, read_holdout
+from halo_forge.evaluate.items import Asked, Item, conversations_to_items, read_holdout
 from halo_forge.evaluate.measure import Asking, Measured, Measuring, measure_model
 from halo_forge.evaluate.metrics import METRICS, Answer, Given, OwnScorer, load_scorers
 from halo_forge.evaluate.metrics.formats import compile_pattern
@@ -43,7 +43,13 @@ from halo_forge.evaluate.score import Scored, score_items
 from halo_forge.evaluate.self_consistency import sample_answers
 from halo_forge.evaluate.slices import slice_items
 from halo_forge.evaluate.statistics import Resampling
-from halo_forge.evaluate.suites.stage import compare_suites, split_measured, suite_questions, write_suite_answers
+from halo_forge.evaluate.suites.stage import (
+    SuiteResults,
+    compare_suites,
+    split_measured,
+    suite_questions,
+    write_suite_answers,
+)
 from halo_forge.metrics import BENCH_PREFIX
 from halo_forge.models.forward import keep_going
 from halo_forge.runs import (
@@ -103,10 +109,7 @@ def evaluate(
     for note in (*asked.notes, *questions.notes):
         notify("note", {"text": note})
     both = _measure_both(models, [*items, *asked.earlier, *questions.questions], prepared, how)
-    (base, base_more), (tuned, tuned_more) = (split_measured(measured, len(items)) for measured in both[:2])
-    (base_turns, base_said), (tuned_turns, tuned_said) = (
-        split_measured(measured, len(asked.earlier)) for measured in (base_more, tuned_more)
-    )
+    (base, base_turns, base_said), (tuned, tuned_turns, tuned_said) = (_parts(side, asked) for side in both[:2])
     earlier = base_turns.answers, tuned_turns.answers
     general, wanted = both[2], _wanted_metrics(config)
     scored = score_items(items, base, tuned, given, own, earlier)
@@ -115,23 +118,36 @@ def evaluate(
     comparing = Comparing(resampling, sliced.masks, asked.is_subsampled)
     of_holdout = compare_metrics(scored, base, tuned, general, comparing, wanted=wanted)
     of_suites = compare_suites(questions, base_said, tuned_said, resampling, wanted)
-    report = report.model_copy(
+    notes = (*asked.notes, *questions.notes, *sliced.notes, *scored.notes)
+    report = _filled(report, items, of_holdout, of_suites, tuned.dtype, notes)
+    write_suite_answers(run, of_suites)
+    write_atomic(run.file(SCORES), score_lines(report, items, tuned, scored, sliced.masks, general, of_suites))
+    answers = _answer_lines(items, base, tuned, scored, turn_records(asked.earlier, *earlier))
+    report = _write(config, run, trained, report, (answers, flip_lines(items, scored)), start)
+    _forget_other_caches(how, {base.cache, tuned.cache})
+    return report
+
+
+def _filled(
+    report: EvalReport, items: Sequence[Item], of_holdout: tuple[Comparison, ...], of_suites: SuiteResults, dtype: str,
+    notes: tuple[str, ...],
+) -> EvalReport:  # fmt: skip
+    return report.model_copy(
         update={
             "num_items": len(items),
             "num_scored": sum(item.prompt is not None for item in items),
             "comparisons": (*of_holdout, *of_suites.comparisons),
             "suites": of_suites.reports,
-            "decoding": {**report.decoding, "dtype": tuned.dtype},
-            "notes": (*asked.notes, *questions.notes, *sliced.notes, *scored.notes),
+            "decoding": {**report.decoding, "dtype": dtype},
+            "notes": notes,
         }
     )
-    write_suite_answers(run, of_suites)
-    write_atomic(run.file(SCORES), score_lines(report, items, tuned, scored, sliced.masks, general, of_suites))
-    answers = _answer_lines(items, base, tuned, scored, turn_records(asked.earlier, *earlier))
-    flips = flip_lines(items, scored)
-    report = _write(config, run, trained, report, (answers, flips), start)
-    _forget_other_caches(how, {base.cache, tuned.cache})
-    return report
+
+
+def _parts(measured: Measured, asked: Asked) -> tuple[Measured, Measured, Measured]:
+    """What was measured of the items, of the turns before their last, and of the suites' questions."""
+    items, more = split_measured(measured, len(asked.items))
+    return (items, *split_measured(more, len(asked.earlier)))
 
 
 def check_evaluation(config: Config) -> tuple[Given, tuple[OwnScorer, ...]]:
