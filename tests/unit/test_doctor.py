@@ -37,7 +37,7 @@ def test_this_machine_is_examined_whole(monkeypatch: pytest.MonkeyPatch) -> None
     names = [finding.name for finding in findings]
     assert [name for name in dict.fromkeys(names) if name not in ("gpu memory", "platform")] == [
         "python", "torch", "cpu", "memory", "bf16", "disk", "cache", "hub", "token", "libraries", "embedded model",
-        "extras", "sandbox",
+        "extras", "media", "sandbox",
     ]  # fmt: skip
     assert names.count("disk") == names.count("cache") == 2
     assert all(finding.fix for finding in findings if finding.status != "ok")
@@ -243,6 +243,16 @@ def test_libraries_are_held_against_the_ranges_of_the_package() -> None:
     assert "typer is not installed" in findings[2].detail
     [fine] = judge_libraries(["peft>=0.18"], installed.get)
     assert fine.status == "ok"
+
+
+def test_what_images_and_sounds_need_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    found = {finding.detail.partition(":")[0]: finding for finding in software.media_findings()}
+    assert list(found) == ["images (Pillow)", "sounds (soundfile, libsndfile)", "speech of the examples (espeak-ng)"]
+    assert found["sounds (soundfile, libsndfile)"].fix == 'pip install "halo-forge[audio]"'
+    assert found["speech of the examples (espeak-ng)"].fix == "apt-get install espeak-ng"
+    assert all(finding.status == "ok" for finding in found.values()), "text needs none of them"
 
 
 def test_extras_say_how_to_be_installed() -> None:

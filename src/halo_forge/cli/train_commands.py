@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from halo_forge.cli.launch_options import with_processes
+from halo_forge.cli.on_hand import require_on_hand
 from halo_forge.cli.running import (
     VERDICT_EXIT,
     ConfigOption,
@@ -232,6 +233,7 @@ class How:
 def execute(resolved: ResolvedConfig, until: str, how: How) -> None:
     """Run the pipeline with a live display; print the result; exit with the gate's code where asked to."""
     require_a_source(resolved)
+    require_on_hand(resolved.config)
     from rich.console import Console
 
     from halo_forge.cli.console import Reporter
@@ -239,9 +241,6 @@ def execute(resolved: ResolvedConfig, until: str, how: How) -> None:
     reporter = Reporter(Console(stderr=True, highlight=False, soft_wrap=True))
     for notice in resolved.notices:
         reporter("note", {"text": notice})
-    from halo_forge.presence import require_present
-
-    require_present(resolved.config, reporter)
     from halo_forge import pipeline
 
     try:

@@ -23,6 +23,7 @@ from halo_forge.data.prepared_report import call_notes, findings, flag_notes, st
 from halo_forge.data.reasons import action_table
 from halo_forge.data.row_work import WorkOrder
 from halo_forge.data.workers import PartMaker
+from halo_forge.domains.media import open_media
 from halo_forge.errors import DataError
 from halo_forge.runs import Notify, silent
 
@@ -74,7 +75,8 @@ def examine(config: Config, directory: Path, tokenizer: Any = None, notify: Noti
     read = Inputs(listed, data, say)
     benchmarks = benchmarks_of(data)
     index = BenchmarkIndex.build(benchmarks) if benchmarks else None
-    order = WorkOrder(data=data, actions=actions, benchmarks=index, tokenizer=tokenizer)
+    media = open_media(config, tokenizer) if tokenizer is not None else None
+    order = WorkOrder(data=data, actions=actions, benchmarks=index, tokenizer=tokenizer, media=media)
     with PartMaker(directory, order, row_sources(read), data.num_workers, notify, lambda: None) as workers:
         parts = list(workers.parts(read.batches()))
     for note in dict.fromkeys(note for part in parts for note in part.notes):

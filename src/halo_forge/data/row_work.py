@@ -63,7 +63,7 @@ class RowSource:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkOrder:
     """Everything that rows are worked on with; picklable. Without a tokenizer rows are checked, not encoded; without
-    media (eyes or ears of the model) rows with an image or audio are refused."""
+    media (eyes or ears of the model) rows with an image or audio are refused, but for checked rows of speech."""
 
     data: DataSection
     actions: Mapping[str, RowAction]
@@ -146,9 +146,11 @@ class RowWorker:
         data = self.order.data
         try:
             media = self.order.media
-            converted = convert(row, source.format, data.system_prompt, mixed=source.mixed, media=media is not None)
-            if media is not None and has_media(converted.conversation):
-                converted = _with_media(converted, row, media.kind)
+            # Rows of speech that are checked without a model are meant for one that hears.
+            reads = media is not None or (self.order.tokenizer is None and source.format == "speech")
+            converted = convert(row, source.format, data.system_prompt, mixed=source.mixed, media=reads)
+            if reads and has_media(converted.conversation):
+                converted = _with_media(converted, row, media.kind if media is not None else None)
             draft.group, draft.stratum = (
                 row_label(row.value or {}, name, source.label) if name else None
                 for name in (data.split_by, data.stratify_by)
@@ -226,11 +228,11 @@ class RowWorker:
             drafts[at].fixes += tuple(note for note in notes if note not in ENCODER_FLAGS)
 
 
-def _with_media(converted: Converted, row: Row, kind: MediaKind) -> Converted:
+def _with_media(converted: Converted, row: Row, kind: MediaKind | None) -> Converted:
     """With every image or sound of the row found and named by its content: the same question about two pictures is two
     questions, and the same picture under two names is one. Raises RowError."""
     for part in media_parts(converted.conversation.messages):
-        if part.kind != kind:
+        if kind is not None and part.kind != kind:
             raise RowError("media_unsupported", f"the row holds {part.kind}, and the model reads {kind}")
     settled = settle_media(converted.conversation, Path(row.path).parent)
     first_answer = next((at for at, turn in enumerate(settled.messages) if turn.role == "assistant"), None)

@@ -32,6 +32,7 @@ def examine(hub: bool = True) -> list[Finding]:
         ("libraries", software.libraries_findings),
         ("embedded model", software.embedded_findings),
         ("extras", software.extras_findings),
+        ("media", software.media_findings),
         ("sandbox", software.sandbox_findings),
         ("platform", hardware.platform_findings),
     ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from importlib import metadata
@@ -154,6 +156,29 @@ def judge_extras(provided: list[str], required: list[str], installed: Callable[[
             )
         )
     return findings
+
+
+def media_findings() -> Iterable[Finding]:
+    """What images and sounds need beside this package; nothing else does."""
+    yield judge_media("images (Pillow)", _import_error("PIL.Image"), f'pip install "{PACKAGE}[vlm]"')
+    yield judge_media("sounds (soundfile, libsndfile)", _import_error("soundfile"), f'pip install "{PACKAGE}[audio]"')
+    missing = None if shutil.which("espeak-ng") else "not installed"
+    yield judge_media("speech of the examples (espeak-ng)", missing, "apt-get install espeak-ng")
+
+
+def _import_error(name: str) -> str | None:
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError) as error:  # OSError: a library of the system that the package loads
+        return str(error).splitlines()[0]
+    return None
+
+
+def judge_media(what: str, missing: str | None, fix: str) -> Finding:
+    """missing: why it cannot be used, or None"""
+    if missing is None:
+        return Finding(name="media", status="ok", detail=f"{what}: ready")
+    return Finding(name="media", status="ok", detail=f"{what}: {missing}", fix=fix)
 
 
 def sandbox_findings() -> Iterable[Finding]:

@@ -23,6 +23,7 @@ from halo_forge.evaluate.statistics import (
     Interval,
     PairedEstimate,
     Resampling,
+    compare_error_rates,
     compare_labels,
     compare_means,
     compare_perplexities,
@@ -208,7 +209,8 @@ def _compare_errors(name: str, scored: Scored, how: Comparing) -> tuple[Comparis
         of = chosen & usable
         if not of.any():
             return not_compared(name, "not_measured", "no answer was generated that this metric applies to")
-        estimate = compare_ratios(base[of] * num_units[of], tuned[of] * num_units[of], num_units[of], how.resampling)
+        weights = num_units[of]
+        estimate = compare_error_rates(base[of] * weights, tuned[of] * weights, weights, how.resampling)
         changes = int((tuned < base)[of].sum()), int((tuned > base)[of].sum())
         return comparison_of(name, METRICS[name].direction, estimate, int(of.sum()), changes)
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from halo_forge.artifacts import Comparison, EvalReport, PreparedData, TrainedModel
 from halo_forge.config.schema import Config
-from halo_forge.domains.media import open_media
+from halo_forge.domains.media import Media, open_media
 from halo_forge.errors import OutOfMemory
 from halo_forge.evaluate.answer_cache import forget_oldest, shared_directory
 from halo_forge.evaluate.baseline import baseline_metrics
@@ -43,13 +43,7 @@ from halo_forge.evaluate.score import Scored, score_items
 from halo_forge.evaluate.self_consistency import sample_answers
 from halo_forge.evaluate.slices import slice_items
 from halo_forge.evaluate.statistics import Resampling
-from halo_forge.evaluate.suites.stage import (
-    SuiteResults,
-    compare_suites,
-    split_measured,
-    suite_questions,
-    write_suite_answers,
-)
+from halo_forge.evaluate.suites.stage import compare_suites, split_measured, suite_questions, write_suite_answers
 from halo_forge.metrics import BENCH_PREFIX
 from halo_forge.models.forward import keep_going
 from halo_forge.runs import (
@@ -102,52 +96,35 @@ def evaluate(
         return _write(config, run, trained, report, ("", ""), start)
     how = _measuring(config, run, trained, tokenizer, notify, check)
     asked = conversations_to_items(conversations, config, prepared, tokenizer, how.media)
-    if how.media is not None and how.media.kind == "audio":
-        given = replace(given, speech=normalising_of(config))
     questions = suite_questions(suites, tokenizer, prepared.max_seq_length)
     items = asked.items
     for note in (*asked.notes, *questions.notes):
         notify("note", {"text": note})
-    both = _measure_both(models, [*items, *asked.earlier, *questions.questions], prepared, how)
-    (base, base_turns, base_said), (tuned, tuned_turns, tuned_said) = (_parts(side, asked) for side in both[:2])
-    earlier = base_turns.answers, tuned_turns.answers
-    general, wanted = both[2], _wanted_metrics(config)
-    scored = score_items(items, base, tuned, given, own, earlier)
+    base, tuned, general = _measure_both(models, asked, questions.questions, prepared, how)
+    wanted, earlier = _wanted_metrics(config), (base.earlier.answers, tuned.earlier.answers)
+    scored = score_items(items, base.items, tuned.items, _as_heard(given, config, how.media), own, earlier)
     sliced = slice_items(items, config.evaluation.slices)
     resampling = Resampling(config.evaluation.confidence, config.evaluation.bootstrap_samples, config.training.seed)
     comparing = Comparing(resampling, sliced.masks, asked.is_subsampled)
-    of_holdout = compare_metrics(scored, base, tuned, general, comparing, wanted=wanted)
-    of_suites = compare_suites(questions, base_said, tuned_said, resampling, wanted)
-    notes = (*asked.notes, *questions.notes, *sliced.notes, *scored.notes)
-    report = _filled(report, items, of_holdout, of_suites, tuned.dtype, notes)
-    write_suite_answers(run, of_suites)
-    write_atomic(run.file(SCORES), score_lines(report, items, tuned, scored, sliced.masks, general, of_suites))
-    answers = _answer_lines(items, base, tuned, scored, turn_records(asked.earlier, *earlier))
-    report = _write(config, run, trained, report, (answers, flip_lines(items, scored)), start)
-    _forget_other_caches(how, {base.cache, tuned.cache})
-    return report
-
-
-def _filled(
-    report: EvalReport, items: Sequence[Item], of_holdout: tuple[Comparison, ...], of_suites: SuiteResults, dtype: str,
-    notes: tuple[str, ...],
-) -> EvalReport:  # fmt: skip
-    return report.model_copy(
+    of_holdout = compare_metrics(scored, base.items, tuned.items, general, comparing, wanted=wanted)
+    of_suites = compare_suites(questions, base.suites, tuned.suites, resampling, wanted)
+    report = report.model_copy(
         update={
             "num_items": len(items),
             "num_scored": sum(item.prompt is not None for item in items),
             "comparisons": (*of_holdout, *of_suites.comparisons),
             "suites": of_suites.reports,
-            "decoding": {**report.decoding, "dtype": dtype},
-            "notes": notes,
+            "decoding": {**report.decoding, "dtype": tuned.items.dtype},
+            "notes": (*asked.notes, *questions.notes, *sliced.notes, *scored.notes),
         }
     )
-
-
-def _parts(measured: Measured, asked: Asked) -> tuple[Measured, Measured, Measured]:
-    """What was measured of the items, of the turns before their last, and of the suites' questions."""
-    items, more = split_measured(measured, len(asked.items))
-    return (items, *split_measured(more, len(asked.earlier)))
+    write_suite_answers(run, of_suites)
+    write_atomic(run.file(SCORES), score_lines(report, items, tuned.items, scored, sliced.masks, general, of_suites))
+    answers = _answer_lines(items, base.items, tuned.items, scored, turn_records(asked.earlier, *earlier))
+    flips = flip_lines(items, scored)
+    report = _write(config, run, trained, report, (answers, flips), start)
+    _forget_other_caches(how, {base.items.cache, tuned.items.cache})
+    return report
 
 
 def check_evaluation(config: Config) -> tuple[Given, tuple[OwnScorer, ...]]:
@@ -163,6 +140,11 @@ def check_evaluation(config: Config) -> tuple[Given, tuple[OwnScorer, ...]]:
         pattern=compile_pattern(settings.regex) if settings.regex is not None else None,
     )
     return given, load_scorers(settings.scorers)
+
+
+def _as_heard(given: Given, config: Config, media: Media | None) -> Given:
+    """With how transcripts are normalised, where the model hears."""
+    return replace(given, speech=normalising_of(config)) if media is not None and media.kind == "audio" else given
 
 
 def normalising_of(config: Config) -> Normalising:
@@ -191,9 +173,24 @@ def _measuring(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class AllSaid:
+    """What one model said: to the holdout's items, in the turns before their last, and to the suites' questions."""
+
+    items: Measured
+    earlier: Measured
+    suites: Measured
+
+    @staticmethod
+    def of(measured: Measured, num_items: int, num_earlier: int) -> AllSaid:
+        items, more = split_measured(measured, num_items)
+        return AllSaid(items, *split_measured(more, num_earlier))
+
+
 def _measure_both(
-    models: ModelPair, items: Sequence[Asking], prepared: PreparedData, how: Measuring
-) -> tuple[Measured, Measured, Retention | None]:
+    models: ModelPair, asked: Asked, questions: Sequence[Asking], prepared: PreparedData, how: Measuring
+) -> tuple[AllSaid, AllSaid, Retention | None]:
+    items: list[Asking] = [*asked.items, *asked.earlier, *questions]
     reads_text = how.media is None or how.media.reads_text
     texts = general_examples(how.tokenizer, prepared.max_seq_length) if reads_text else []
     with memory_told_in_words():
@@ -205,7 +202,8 @@ def _measure_both(
             tuned = measure_model(model, "tuned", items, how)
             tuned = replace(tuned, samples=sample_answers(model, "tuned", items, tuned.cache, how))
             general = measure_retention(model, texts, said, tuned.cache, how) if said else None
-    return base, tuned, general
+    counts = len(asked.items), len(asked.earlier)
+    return AllSaid.of(base, *counts), AllSaid.of(tuned, *counts), general
 
 
 def _wanted_metrics(config: Config) -> frozenset[str]:

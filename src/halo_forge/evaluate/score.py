@@ -98,9 +98,9 @@ def score_items(
     code, votes = score_code(items, *sides), score_votes(items, base, tuned)
     calls = score_calls(items, (base.answers, earlier[0]), (tuned.answers, earlier[1]))
     return Scored(
-        base=scores[0] | code.base | calls.base | votes.base,
-        tuned=scores[1] | code.tuned | calls.tuned | votes.tuned,
-        inapplicable=inapplicable | code.inapplicable | calls.inapplicable | votes.inapplicable,
+        base=scores[0] | code.base | votes.base | calls.base,
+        tuned=scores[1] | code.tuned | votes.tuned | calls.tuned,
+        inapplicable=inapplicable | code.inapplicable | votes.inapplicable | calls.inapplicable,
         failed=failed,
         unmeasured=code.unmeasured,
         notes=(*code.notes, *calls.notes, *_unread_numbers(references, inapplicable)),

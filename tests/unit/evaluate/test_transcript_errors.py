@@ -12,7 +12,7 @@ jiwer = pytest.importorskip("jiwer")
 from halo_forge.evaluate.compare import Comparing, _compare_errors  # noqa: E402
 from halo_forge.evaluate.metrics.transcripts import ERROR_RATES, error_rate, units  # noqa: E402
 from halo_forge.evaluate.score import Scored  # noqa: E402
-from halo_forge.evaluate.statistics import Resampling  # noqa: E402
+from halo_forge.evaluate.statistics import Resampling, compare_error_rates  # noqa: E402
 
 PAIRS = [
     ("the quick brown fox", "the quick brown fox"),
@@ -70,6 +70,18 @@ def test_the_report_has_corpus_rates_with_intervals() -> None:
     assert row.tuned.direction == "lower"
     assert row.tuned.n == len(PAIRS)
     assert scored.kind("wer_raw") == "count"
+
+
+def test_no_error_is_no_proof_of_none() -> None:
+    """60 faultless transcripts leave a few faulty ones possible; the interval says so, and the difference's too."""
+    words = np.full(60, 8.0)
+    found = compare_error_rates(np.full(60, 4.0), np.zeros(60), words, Resampling())
+    assert found.tuned_interval is not None
+    assert found.tuned_interval.low == 0
+    assert 0.04 < found.tuned_interval.high < 0.08
+    assert found.delta_interval is not None
+    assert found.delta_interval.low >= -0.5 - 1e-9
+    assert -0.47 < found.delta_interval.high < -0.4
 
 
 def test_only_speech_is_measured_by_them() -> None:

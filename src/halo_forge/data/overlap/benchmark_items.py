@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from halo_forge.chat.records import Conversation
+from halo_forge.chat.records import Conversation, Message
 from halo_forge.config.schema import DataSection
 from halo_forge.data.conversion.formats import DETECTED_ROWS, convert, detect
 from halo_forge.data.files.rows import shown_path
 from halo_forge.data.files.sources import expand_paths, read_rows
 from halo_forge.errors import DataError, RowError, UsageError
-from halo_forge.media.store import settle_media
+from halo_forge.media.store import media_parts, settle_media
 from halo_forge.metrics import TREE_VARIABLE
 from halo_forge.runs import Notify, sha256_json, silent
 
@@ -163,9 +163,15 @@ def benchmark_of(name: str, conversations: Iterable[tuple[str, Conversation]]) -
     for id, conversation in conversations:
         turns = [turn for turn in conversation.messages if turn.role != "system"]
         answers = [turn.text for turn in turns if turn.role in ("assistant", "document")]
-        prompts = [turn.text for turn in turns if turn.role not in ("assistant", "document")]
+        prompts = [_asked(turn) for turn in turns if turn.role not in ("assistant", "document")]
         items.append(BenchmarkItem(id=id, prompt="\n".join(prompts), answer="\n".join(answers)))
     return benchmark_from(name, items)
+
+
+def _asked(turn: Message) -> str:
+    """A turn's text, an image or sound in it by its content, as training rows are compared (plain_text.py): the same
+    question about another picture is another question."""
+    return " ".join([*(f"{part.kind}:{part.sha256}" for part in media_parts((turn,))), turn.text]).strip()
 
 
 def benchmark_from(name: str, items: Sequence[BenchmarkItem]) -> Benchmark:
