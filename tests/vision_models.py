@@ -66,7 +66,12 @@ def make_model(directory: Path, family: str, tokenizer_directory: Path, seed: in
 
 
 def _ids(tokenizer: Any) -> dict[str, int]:
-    return {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "vocab_size": len(tokenizer), "bos_token_id": None}
+    return {
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": None,
+    }
 
 
 def _idefics3(tokenizer: Any) -> tuple[Any, Any]:
@@ -131,7 +136,7 @@ def _qwen2_vl(tokenizer: Any) -> tuple[Any, Any]:
 
 
 def qwen2_processor(images: Any, tokenizer: Any) -> Any:
-    """transformers' own processor without the video processor that its constructor insists on (it needs torchvision)."""
+    """transformers' own processor without the video processor that its constructor wants, and torchvision with it."""
     from transformers import Qwen2VLProcessor
 
     class Processor(Qwen2VLProcessor):
@@ -160,7 +165,8 @@ def _gemma3(tokenizer: Any) -> tuple[Any, Any]:
     config = Gemma3Config(
         text_config={**TEXT, **_ids(tokenizer), "head_dim": 8, "sliding_window": 64, "query_pre_attn_scalar": 8},
         vision_config=SiglipVisionConfig(
-            hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=4
+            hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16,
+            patch_size=4,
         ).to_dict(),
         mm_tokens_per_image=4, boi_token_index=tokenizer.boi_token_id, eoi_token_index=tokenizer.eoi_token_id,
         image_token_index=tokenizer.image_token_id,

@@ -70,7 +70,7 @@ METRIC_FACTS: dict[str, MetricFact] = {
     ),
     "answer_format": MetricFact(
         "Ends in the answer convention",
-        "share of answers that end as their reference does: `#### 18`, `\\boxed{18}` or `The answer is: 18`",
+        "share of answers that end by themselves and as their reference does (`#### 18`, `\\boxed{18}`, ...)",
         "higher", "rate",
     ),
     "self_consistency": MetricFact(

@@ -25,6 +25,7 @@ from halo_forge.evaluate.judge_client import JudgeClient
 from halo_forge.evaluate.local_judge import LocalJudge
 from halo_forge.gate import require_known_metrics
 from halo_forge.launch import Launch, run_workers
+from halo_forge.media.images import thumbnails
 from halo_forge.metrics import scorer_names
 from halo_forge.models.compute import Compute, known_compute, recall_compute, release_memory
 from halo_forge.models.new_tokens import new_token_ids, tokenizer_of
@@ -313,6 +314,7 @@ def show_masks(
                 "source": sources.get(example.conversation_id, ""),
                 "tokens": [view.text for view in views],
                 "weights": [view.weight for view in views],
+                **({"images": shown} if (shown := thumbnails(example.media)) else {}),
             }
         )
     write_json(directory.file("data/mask_samples.json"), samples)

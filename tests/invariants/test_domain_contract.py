@@ -16,7 +16,7 @@ from domain_kits import KITS, install_own_domain
 from halo_forge.chat import Example, read_examples
 from halo_forge.config import Config, load_config
 from halo_forge.data import load_prepared
-from halo_forge.domains import all_domains
+from halo_forge.domains import all_domains, get_domain
 from halo_forge.domains.alone import lone_document
 from halo_forge.domains.media import Media, open_media
 from halo_forge.errors import DataError, Interrupted
@@ -74,7 +74,9 @@ def options(name: str, **more: Any) -> dict[str, Any]:
 
 
 def config_of(name: str, model: Path, rows: Path, output: Path, **more: Any) -> Any:
-    return load_config(flags=settings(model, rows, output, **options(name, **more)))
+    """As `halo-forge NAME sft` resolves it: the domain's defaults under the settings."""
+    flags = settings(model, rows, output, **options(name, **more))
+    return load_config(flags=flags, preset=get_domain(name).defaults, preset_name=name)
 
 
 @pytest.fixture(scope="module")

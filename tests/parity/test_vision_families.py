@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.vision_models import FAMILIES, MARKED, draw, make_model, qwen2_processor
 
 from halo_forge.chat.records import Conversation, MediaPart, Message, SourceRef, TextPart
 from halo_forge.config.schema import Config
@@ -17,7 +18,6 @@ from halo_forge.models.adapters import add_lora, base_model_view
 from halo_forge.models.generate import Prompt
 from halo_forge.models.load import load_model, load_tokenizer
 from halo_forge.train.batches import examples_to_batch
-from tests.vision_models import FAMILIES, MARKED, draw, make_model, qwen2_processor
 
 PACKING = [family for family in FAMILIES if family != "gemma3"]
 
@@ -154,7 +154,9 @@ def test_logits_alone_are_transformers_own(family, models, tmp_path):
         batch = examples_to_batch([example], media_inputs=media.inputs)
         with torch.no_grad():
             found = media.logits(model, batch)
-        assert torch.allclose(found, expected[batch.positions], atol=2e-4), (found - expected[batch.positions]).abs().max()
+        assert torch.allclose(found, expected[batch.positions], atol=2e-4), (
+            (found - expected[batch.positions]).abs().max()
+        )
 
 
 @pytest.mark.parametrize("fast", [True, False])
@@ -203,18 +205,20 @@ def test_another_image_gives_another_loss_and_no_image_is_no_default(family, mod
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_are_those_of_transformers_generate(family, models, tmp_path):
-    media, model, config = opened(models(family))
+    media, model, _config = opened(models(family))
     prompts, expected = [], []
     for conversation in rows(tmp_path):
         ids, reference, stops, seen = media.question(conversation)
         assert reference == conversation.messages[-1].text
         prompts.append(Prompt(tuple(ids), frozenset(stops), media=seen))
         inputs = transformers_inputs(media, conversation)
-        inputs = {k: v[:, : len(ids)] if k in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids") else v
-                  for k, v in inputs.items()}  # fmt: skip
+        of_tokens = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+        inputs = {name: value[:, : len(ids)] if name in of_tokens else value for name, value in inputs.items()}
         assert inputs["input_ids"][0].tolist() == ids
         with torch.no_grad():
-            answer = model.generate(**inputs, do_sample=False, max_new_tokens=6, eos_token_id=list(stops))[0, len(ids) :]
+            answer = model.generate(**inputs, do_sample=False, max_new_tokens=6, eos_token_id=list(stops))[
+                0, len(ids) :
+            ]
         expected.append([t for t in answer.tolist() if t not in stops])
     found = media.generate(model, prompts, decode=media.tokenizer.decode, max_new_tokens=6, batch_size=3)
     assert [list(one.token_ids) for one in found] == expected
@@ -253,7 +257,8 @@ def test_an_image_that_the_cut_would_tear_is_refused_by_name(models, tmp_path):
         row([first, "What?"], ["a " * 200]),
         row([first, "What?"], ["a " * 80], [late, "And?"], ["b"]),
     ])  # fmt: skip
-    assert batch.notes[0] == ("truncated",) and len(batch.example(0, "x").input_ids) == 120
+    assert batch.notes[0] == ("truncated",)
+    assert len(batch.example(0, "x").input_ids) == 120
     assert batch.problems[1].code == "media_truncated"
 
 
@@ -294,4 +299,5 @@ def test_a_changed_file_is_told_and_a_lost_one(models, tmp_path):
     with pytest.raises(DataError, match="changed"):
         media.inputs([example])
     problem = media.encoder(config.data).encode_batch([row([replace(part, path="/gone.png"), "?"], ["a"])]).problems[0]
-    assert isinstance(problem, RowError) and problem.code == "media_missing"
+    assert isinstance(problem, RowError)
+    assert problem.code == "media_missing"

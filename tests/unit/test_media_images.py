@@ -87,14 +87,16 @@ def test_every_allowed_format_gives_the_same_pixels():
 )
 def test_every_mode_becomes_rgb_in_the_stated_way(picture, expected, notes):
     image = read_image(encoded(picture), "x")
-    assert image.pixels.dtype == np.uint8 and image.pixels.shape[2] == 3
+    assert image.pixels.dtype == np.uint8
+    assert image.pixels.shape[2] == 3
     assert tuple(image.pixels[0, 0]) == expected
     assert image.notes == notes
 
 
 def test_cmyk_becomes_rgb():
     image = read_image(encoded(Pil.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), "x")
-    assert image.pixels[0, 0, 0] > 240 and image.pixels[0, 0, 1:].max() < 15
+    assert image.pixels[0, 0, 0] > 240
+    assert image.pixels[0, 0, 1:].max() < 15
 
 
 def test_an_image_is_turned_as_its_camera_says():
@@ -103,14 +105,17 @@ def test_an_image_is_turned_as_its_camera_says():
     exif = Pil.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     image = read_image(encoded(picture, "PNG", exif=exif), "x")
-    assert image.pixels.shape == (8, 16, 3) and image.notes == ("image_turned",)
-    assert image.pixels[0, -1, 0] == 255 and image.pixels[0, 0, 0] == 0
+    assert image.pixels.shape == (8, 16, 3)
+    assert image.notes == ("image_turned",)
+    assert image.pixels[0, -1, 0] == 255
+    assert image.pixels[0, 0, 0] == 0
 
 
 def test_the_first_frame_of_an_animation():
     frames = [Pil.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
     image = read_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), "x")
-    assert tuple(image.pixels[0, 0]) == (255, 0, 0) and image.notes == ("image_first_frame",)
+    assert tuple(image.pixels[0, 0]) == (255, 0, 0)
+    assert image.notes == ("image_first_frame",)
 
 
 @pytest.mark.parametrize("size", [(400, 100), (100, 400), (3000, 1), (64, 64)])
@@ -118,7 +123,8 @@ def test_a_larger_image_is_made_smaller_in_proportion(size):
     for kind in ("PNG", "JPEG"):
         image = read_image(encoded(Pil.new("RGB", size), kind), "x", max_pixels=2_500)
         height, width, _ = image.pixels.shape
-        assert width * height <= 2_500 and min(width, height) >= 1
+        assert width * height <= 2_500
+        assert min(width, height) >= 1
         if size != (3000, 1):
             assert abs(width / height - size[0] / size[1]) < 0.15 * size[0] / size[1]
     assert read_image(encoded(Pil.new("RGB", (10, 10))), "x", max_pixels=2_500).pixels.shape == (10, 10, 3)
@@ -126,4 +132,5 @@ def test_a_larger_image_is_made_smaller_in_proportion(size):
 
 def test_a_thumbnail_is_a_png_in_its_address():
     address = thumbnail_uri(encoded(Pil.new("RGB", (900, 300))), "x")
-    assert address.startswith("data:image/png;base64,iVBOR") and len(address) < 2_000
+    assert address.startswith("data:image/png;base64,iVBOR")
+    assert len(address) < 2_000

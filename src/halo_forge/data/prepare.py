@@ -40,7 +40,7 @@ from halo_forge.data.row_work import WorkOrder
 from halo_forge.data.split_files import write_splits
 from halo_forge.data.verdict import refuse_decided, refuse_part, refuse_unusable
 from halo_forge.data.workers import PartMaker
-from halo_forge.domains.media import media_inputs_sha256, open_media
+from halo_forge.domains.media import open_media, settings_of
 from halo_forge.errors import DataError, RunConflict
 from halo_forge.runs import (
     Notify,
@@ -146,9 +146,8 @@ def _inputs(config: Config, sources: list[Source], benchmarks: list[Benchmark], 
     inputs |= {f"data.{key}": sha256_json(value) for key, value in settings.items()}
     inputs |= {f"benchmark:{found.name}": found.sha256 for found in benchmarks}
     inputs["template"], inputs["tokenizer"] = template_sha256(tokenizer), tokenizer_sha256(tokenizer)
-    media = open_media(config, tokenizer)
-    if media is not None:
-        inputs["media"] = media_inputs_sha256(media, tokenizer)
+    if settings := settings_of(open_media(config, tokenizer)):
+        inputs["media"] = sha256_json(settings)
     inputs["code"] = sha256_json(CODE_SCHEMA)
     return inputs
 

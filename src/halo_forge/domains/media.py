@@ -12,9 +12,8 @@ from halo_forge.chat import prompt_and_reference
 from halo_forge.chat.batch_encode import EncodedBatch
 from halo_forge.chat.records import Conversation, Example, MediaKind, Medium
 from halo_forge.config.schema import Config, DataSection
-from halo_forge.domains import domain_that_reads
+from halo_forge.domains import Domain, domain_that_reads
 from halo_forge.models.inspection import read_json_object
-from halo_forge.runs import sha256_file, sha256_json
 
 if TYPE_CHECKING:
     import torch
@@ -122,11 +121,9 @@ def question_of(
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
-def media_inputs_sha256(media: Media, tokenizer: Any) -> str:
-    """Hash of what prepared rows with media depend on beside the tokenizer: the processor, and how media are read."""
-    directory = Path(getattr(tokenizer, "name_or_path", ""))
-    files = [directory / name for name in PROCESSOR_FILES if (directory / name).is_file()]
-    return sha256_json([settings_of(media), *(sha256_file(file) for file in files)])
+def domain_of_model(directory: Path) -> Domain | None:
+    """The domain that opens the model in a directory; None for a model of text."""
+    return domain_that_reads(str(read_json_object(directory / "config.json").get("model_type", "")))
 
 
 def open_media(config: Config, tokenizer: Any) -> Media | None:
@@ -139,7 +136,7 @@ def open_media(config: Config, tokenizer: Any) -> Media | None:
         directory = directory.parent  # the tokenizer lies in a folder of its own
     if not (directory / "config.json").is_file():
         return None
-    domain = domain_that_reads(str(read_json_object(directory / "config.json").get("model_type", "")))
+    domain = domain_of_model(directory)
     if domain is None:
         return None
     module, _, function = domain.opens.partition(":")

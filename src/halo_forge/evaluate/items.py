@@ -111,9 +111,7 @@ def conversations_to_items(
     for index, conversation in enumerate(conversations):
         question = _question(conversation, tokenizer, media, lost) if index in chosen else None
         prompt, reference = question or (None, "")
-        task = call_task(conversation, call_format_of(tokenizer)) if prompt is not None else None
-        if task is not None:
-            task = with_prompts(task, conversation, tokenizer, earlier, lost)
+        task = _task(conversation, tokenizer, earlier, lost) if prompt is not None else None
         items.append(
             Item(
                 id=conversation.id,
@@ -135,6 +133,18 @@ def conversations_to_items(
 def decode(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     """Text of tokens exactly as they are: special tokens shown, spaces untouched."""
     return str(tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _task(
+    conversation: Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    earlier: list[EarlierTurn],
+    lost: Counter[str],
+) -> CallTask | None:
+    if not conversation.tools and not any(message.tool_calls for message in conversation.messages):
+        return None
+    task = call_task(conversation, call_format_of(tokenizer))
+    return task and with_prompts(task, conversation, tokenizer, earlier, lost)
 
 
 def _example(conversation: Conversation, encoder: ChatEncoder, lost: Counter[str]) -> Example | None:

@@ -15,10 +15,14 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from halo_forge.errors import RowError, UsageError
+from halo_forge.chat.records import Medium
+from halo_forge.errors import DataError, RowError, UsageError
+from halo_forge.media.store import read_medium
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,6 +146,16 @@ def thumbnail_uri(data: bytes, where: str, side: int = 96) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def thumbnails(media: Sequence[Medium]) -> list[str]:
+    """Small copies of the images among media; one that cannot be read any more is left out."""
+    found = []
+    for medium in media:
+        if medium.kind == "image":
+            with suppress(DataError):
+                found.append(thumbnail_uri(read_medium(medium), medium.path))
+    return found
 
 
 def _words(error: BaseException) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import Idefics3Config, PreTrainedModel, PreTrainedTokenizerBase
 
 NAME = "smolvlm-graft"
-VERSION = 2  # part of the cache key: raise it when what is written below changes
+VERSION = 3  # part of the cache key: raise it when what is written below changes
 IMAGE_TOKENS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
@@ -127,6 +127,7 @@ def graft(text_model: Path, directory: Path, shape: TowerShape = SHAPE) -> None:
         model = Idefics3ForConditionalGeneration(_configuration(language_model, tokenizer, shape))
     model.model.text_model.load_state_dict(language_model.model.state_dict())
     model.lm_head.load_state_dict(language_model.lm_head.state_dict())
+    _match_scale(model)
     model.generation_config = language_model.generation_config
     directory.mkdir(parents=True)
     with quiet_transformers():
@@ -140,6 +141,17 @@ def _set_new_rows(language_model: PreTrainedModel, first: int) -> None:
     with torch.no_grad():
         for layer in {language_model.get_input_embeddings(), language_model.get_output_embeddings()}:  # type: ignore[no-untyped-call]
             layer.weight[first:] = layer.weight[:first].mean(0)
+
+
+def _match_scale(model: Any) -> None:
+    """Draw the projector so that an image's tokens are as large as a word's. Larger ones would drown what the language
+    model adds to them, and small weights turn quickly towards what is to be told apart."""
+    import torch
+
+    projection = model.model.connector.modality_projection.proj.weight
+    size = float(model.get_input_embeddings().weight.detach().std())
+    with torch.no_grad():
+        projection.mul_(size / (float(projection.std()) * projection.shape[1] ** 0.5))
 
 
 def _configuration(

@@ -17,8 +17,7 @@ from halo_forge.runs import Notify, silent
 def resolve_model(name: str, revision: str | None = None, *, weights: bool = True, notify: Notify = silent) -> Path:
     """The local directory of a model: inspected, whole, and free of anything that would run code.
 
-    name      a directory, `smollm2-135m-instruct`, `whisper-tiny.en`, `whisper-base`, `smolvlm-graft` (graft.py), or a
-              Hub id
+    name      a directory, `smollm2-135m-instruct`, `smolvlm-graft`, `whisper-tiny.en`, `whisper-base`, or a Hub id
     revision  branch, tag or commit; for Hub ids only
     weights   False settles for what a tokenizer needs: no weights are downloaded or looked for
     Raises ModelNotFound with the way out. Offline that takes well under a second.

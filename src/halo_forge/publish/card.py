@@ -5,6 +5,7 @@ Everything that came from outside (names, reasons) is escaped, so that it stays 
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,11 @@ from halo_forge.artifacts import (
     TrainedModel,
 )
 from halo_forge.config.method_words import method_words
-from halo_forge.config.schema import Config
+from halo_forge.config.schema import Config, DataSection
+from halo_forge.domains.media import domain_of_model
+from halo_forge.models.resolve import resolve_model
 from halo_forge.publish.weights import WeightFacts
+from halo_forge.texts.final_answers import INSTRUCTIONS
 
 # Licences of base models that we know from their own repositories; any other is said to be unknown.
 KNOWN_LICENCES = {
@@ -158,7 +162,42 @@ def _head(facts: CardFacts) -> str:
     return "\n\n".join(lines)
 
 
+MEDIA_CLASSES: dict[str, str] = {"image": "AutoModelForImageTextToText", "audio": "AutoModelForSpeechSeq2Seq"}
+
+
+def _media_class(facts: CardFacts) -> str | None:
+    """The class of transformers that loads a base that sees or hears; None for one of text."""
+    if "media" not in facts.prepared.provenance.inputs:
+        return None
+    domain = domain_of_model(resolve_model(facts.config.model.name, facts.config.model.revision, weights=False))
+    return MEDIA_CLASSES.get(domain.reads) if domain is not None else None
+
+
+def _loading_with_media(facts: CardFacts, model_class: str) -> str:
+    """How a model that sees or hears is loaded; what it is asked with is for its processor's own page to say."""
+    adapted = facts.trained.method != "full"
+    code = [
+        *(["from peft import PeftModel"] if adapted else []),
+        f"from transformers import {model_class}, AutoProcessor",
+        "",
+        'path = "."  # the directory of this file',
+        *(
+            [
+                f"model = {model_class}.from_pretrained({json.dumps(facts.trained.model_name)})",
+                "model = PeftModel.from_pretrained(model, path)",
+            ]
+            if adapted
+            else [f"model = {model_class}.from_pretrained(path)"]
+        ),
+        "processor = AutoProcessor.from_pretrained(path)",
+    ]
+    return "## Load it\n\n```python\n" + "\n".join(code) + "\n```"
+
+
 def _loading(facts: CardFacts) -> str:
+    model_class = _media_class(facts)
+    if model_class is not None and facts.trained.method != "adapter":
+        return _loading_with_media(facts, model_class)
     imports, load = LOADING[_library(facts.trained.method)]
     if facts.trained.method == "qlora":
         imports = (imports[0], "from transformers import AutoTokenizer, BitsAndBytesConfig")
@@ -203,7 +242,15 @@ def _data(facts: CardFacts) -> str:
     chosen = facts.config.data.train_on
     policy = MASK_POLICY[chosen] if isinstance(chosen, str) else f"the turns of the {' and the '.join(chosen)}"
     lines += ["", f"Trained tokens: {policy}. Longest example: {prepared.max_seq_length:,} tokens."]
+    lines += prompt_words(facts.config.data)
     return "\n".join(lines)
+
+
+def prompt_words(data: DataSection) -> list[str]:
+    """What a question must carry to be asked as in training."""
+    if data.final_answer == "keep" or not data.answer_instruction:
+        return []
+    return ["", f"Questions that want a final answer end with: `{INSTRUCTIONS[data.final_answer]}`"]
 
 
 def _training(facts: CardFacts) -> str:

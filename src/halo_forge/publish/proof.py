@@ -83,6 +83,7 @@ def proof_request(
         "conversations": str(run.file(rows.conversations)) if rows is not None else None,
         "answers": str(answers) if answers.is_file() and trained.precision == "float32" else None,
         "model": config.model.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", include={"model", "vision", "audio"}),
         "method": trained.method,
         "precision": trained.precision,
         "template_sha256": prepared.template_sha256,

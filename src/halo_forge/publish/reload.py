@@ -8,19 +8,21 @@ Nothing of this process has seen the training: what it knows of the model it rea
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from halo_forge.chat import Conversation, prompt_and_reference, read_conversations, template_sha256, tokenizer_sha256
-from halo_forge.config.schema import ModelSection
+from halo_forge.chat import Conversation, read_conversations, template_sha256, tokenizer_sha256
+from halo_forge.config.schema import Config, ModelSection
+from halo_forge.domains.media import PROCESSOR_FILES, Media, domain_of_model, open_media, question_of
 from halo_forge.errors import HaloForgeError, RowError
 from halo_forge.models.generate import Generation, Prompt, generate
-from halo_forge.models.load import load_model
+from halo_forge.models.load import load_model, model_class
 from halo_forge.models.new_tokens import tokenizer_of
 from halo_forge.models.precision import choose_device
 from halo_forge.models.quantised import to_compute_type
@@ -40,11 +42,16 @@ def prove(request: dict[str, Any]) -> dict[str, Any]:
     dtype = torch.bfloat16 if request["precision"] == "bfloat16" else torch.float32
     device = choose_device()
     trained_tokenizer, tokenizer = tokenizer_of(section), plain_tokenizer(staging)
+    media = open_media(Config.model_validate(request["config"]), trained_tokenizer)
     wrong = _tokenizer_mismatches(staging, tokenizer, request)
-    asked = _golden(request, trained_tokenizer)
-    expected_prompts = [prompt_of(row, trained_tokenizer) for row in asked]
+    if media is not None:
+        wrong += _processor_mismatches(staging, section)
+    asked = _golden(request, trained_tokenizer, media)
+    expected_prompts = [prompt_of(row, trained_tokenizer, media) for row in asked]
     # A foreign template or tokenizer is found already; it may not even render these rows.
-    found_prompts = [prompt_of(row, tokenizer) for row in asked] if not wrong else expected_prompts
+    found_prompts = expected_prompts
+    if not wrong and media is None:
+        found_prompts = [prompt_of(row, tokenizer, None) for row in asked]
     ends = frozenset(_end_tokens(staging))
     wanted = sorted({token for prompt in expected_prompts for token in prompt.stop_token_ids})
     if not set(wanted) <= ends:
@@ -64,13 +71,13 @@ def prove(request: dict[str, Any]) -> dict[str, Any]:
     if not wrong and asked:
         final = Path(request["final_model"])
         answers = [
-            _answers(model, tokens, prompts, request["max_new_tokens"])
+            _answers(model, tokens, prompts, request["max_new_tokens"], media)
             for model, tokens, prompts in (
                 (lambda: _ours(final, request["method"], section, dtype, device), trained_tokenizer, expected_prompts),
                 (
                     lambda: _plain(staging, request["method"], section, dtype, device),
                     tokenizer,
-                    [Prompt(prompt.token_ids, ends) for prompt in found_prompts],
+                    [Prompt(prompt.token_ids, ends, media=prompt.media) for prompt in found_prompts],
                 ),
             )
         ]
@@ -108,7 +115,7 @@ def _tokenizer_mismatches(
     return wrong
 
 
-def _golden(request: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Conversation]:
+def _golden(request: dict[str, Any], tokenizer: PreTrainedTokenizerBase, media: Media | None) -> list[Conversation]:
     """The rows with the smallest content hash that ask something: the same ones in any order of the file."""
     if request["conversations"] is None:
         return []
@@ -120,16 +127,27 @@ def _golden(request: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list
         if row.messages[0].role == "document":
             continue
         try:
-            prompt_of(row, tokenizer)
+            prompt_of(row, tokenizer, media)
         except RowError:
             continue
         chosen.append(row)
     return chosen
 
 
-def prompt_of(row: Conversation, tokenizer: PreTrainedTokenizerBase) -> Prompt:
-    token_ids, _, stops = prompt_and_reference(row, tokenizer)
-    return Prompt(tuple(token_ids), frozenset(stops))
+def prompt_of(row: Conversation, tokenizer: PreTrainedTokenizerBase, media: Media | None) -> Prompt:
+    token_ids, _, stops, seen = question_of(row, tokenizer, media)
+    return Prompt(tuple(token_ids), frozenset(stops), media=seen)
+
+
+def _processor_mismatches(staging: Path, section: ModelSection) -> list[dict[str, str]]:
+    """The processor's files of a model that sees or hears: the base's own, byte for byte."""
+    base = resolve_model(section.name, section.revision)
+    wrong = []
+    for name in PROCESSOR_FILES:
+        expected, found = ((at / name).read_bytes() if (at / name).is_file() else b"" for at in (base, staging))
+        if expected != found:
+            wrong.append(_mismatch(name, f"{len(expected)} bytes of the base", f"{len(found)} other bytes"))
+    return wrong
 
 
 def _end_tokens(directory: Path) -> list[int]:
@@ -137,9 +155,11 @@ def _end_tokens(directory: Path) -> list[int]:
     return [int(token) for token in (found if isinstance(found, list) else [found]) if token is not None]
 
 
-def _answers(load: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], limit: int) -> list[Generation]:
+def _answers(
+    load: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], limit: int, media: Media | None
+) -> list[Generation]:
     model = load()
-    return generate(
+    return (generate if media is None else media.generate)(
         model, prompts, decode=lambda ids: str(tokenizer.decode(ids)), max_new_tokens=limit, batch_size=BATCH_SIZE
     )
 
@@ -164,10 +184,14 @@ def _plain(directory: Path, method: str, section: ModelSection, dtype: torch.dty
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False}
     with quiet_transformers():
         if method == "full":
-            return AutoModelForCausalLM.from_pretrained(directory, **options).to(device).eval()
-        from peft import AutoPeftModelForCausalLM
+            return model_class(directory).from_pretrained(directory, **options).to(device).eval()
+        from peft import AutoPeftModelForCausalLM, PeftModel
 
-        return AutoPeftModelForCausalLM.from_pretrained(directory, **options).to(device).eval()
+        base = resolve_model(section.name, section.revision)
+        if domain_of_model(base) is None:
+            return AutoPeftModelForCausalLM.from_pretrained(directory, **options).to(device).eval()
+        model = model_class(base).from_pretrained(base, **options)
+        return PeftModel.from_pretrained(model, directory).to(device).eval()
 
 
 def _base_sha256(section: ModelSection) -> str:
@@ -236,6 +260,9 @@ def merge(request: dict[str, Any]) -> dict[str, Any]:
     with quiet_transformers():
         merged.to(dtype).save_pretrained(target)
         plain_tokenizer(source).save_pretrained(target)
+    for name in PROCESSOR_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
     return {"dtype": str(dtype).removeprefix("torch.")}
 
 
@@ -253,7 +280,7 @@ def compare_merged(request: dict[str, Any]) -> dict[str, Any]:
         adapter = load_trained(source, dtype=torch.float32, device=device, attn_implementation="sdpa")
         expected = [_log_probabilities(adapter, ids.to(device)) for ids in texts]
         del adapter
-        model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, trust_remote_code=False)
+        model = model_class(target).from_pretrained(target, dtype=torch.float32, trust_remote_code=False)
         model = model.to(device).eval()
         kls, agreements = [], []
         for ids, reference in zip(texts, expected, strict=True):

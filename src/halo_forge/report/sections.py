@@ -78,6 +78,7 @@ class MaskView:
     num_tokens: int
     num_trained: int
     runs: tuple[TokenRun, ...]
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -261,6 +262,7 @@ def mask_views(samples: Sequence[MaskSample]) -> tuple[MaskView, ...]:
             num_tokens=len(sample.tokens),
             num_trained=sum(weight > 0 for weight in sample.weights),
             runs=_token_runs(sample),
+            images=sample.images,
         )
         for sample in samples
     )

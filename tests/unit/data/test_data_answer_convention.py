@@ -14,6 +14,7 @@ from halo_forge.config.schema import Config, DataSection
 from halo_forge.data import prepare
 from halo_forge.data.conversion.identity import prompt_key
 from halo_forge.data.overlap.plain_text import plain_turns
+from halo_forge.publish.card import prompt_words
 from halo_forge.runs import RunDirectory
 from halo_forge.texts.final_answers import CONVENTIONS, INSTRUCTIONS, Convention, ends_in
 
@@ -108,6 +109,14 @@ def test_keep_leaves_all_rows_as_they_are(run: RunDirectory, tiny_tokenizer: Pre
     lines, said = prepared(run, tiny_tokenizer, rows, final_answer="keep")
     assert {line["action"] for line in lines} == {"kept"}
     assert said[1][-1][1] == rows[0]["answer"]
+
+
+def test_the_model_card_says_how_questions_end() -> None:
+    (_, told) = prompt_words(DataSection(final_answer="boxed"))
+    assert INSTRUCTIONS["boxed"] in told
+    assert (
+        prompt_words(DataSection()) == prompt_words(DataSection(final_answer="boxed", answer_instruction=False)) == []
+    )
 
 
 def test_policies_decide(run: RunDirectory, tiny_tokenizer: PreTrainedTokenizerBase) -> None:

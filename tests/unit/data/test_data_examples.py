@@ -8,6 +8,7 @@ import platform
 import re
 import sysconfig
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import jsonschema
 import pytest
 
 from halo_forge.data import check_file
+from halo_forge.texts.final_answers import convention_of, final_number, without_annotations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -133,3 +135,29 @@ def test_demo_rows_are_short(smollm2_tokenizer: PreTrainedTokenizerBase) -> None
     lengths = [len(smollm2_tokenizer.apply_chat_template(row["messages"], return_dict=False)) for row in demo_rows()]
     assert max(lengths) <= 200
     assert 55_000 <= sum(lengths) <= 62_000
+
+
+def test_the_word_problems_can_be_made_again_and_every_answer_follows_from_its_steps() -> None:
+    """Each step's expression has the value that it is given, and the last one is the answer, in each convention."""
+    spec = importlib.util.spec_from_file_location("word_problems", EXAMPLES / "reasoning" / "make_word_problems.py")
+    assert spec is not None and spec.loader is not None  # noqa: PT018
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rows = module.make_rows()
+    text = (EXAMPLES / "reasoning" / "word_problems.jsonl").read_text()
+    assert "".join(json.dumps(row) + "\n" for row in rows) == text
+    ends = Counter(convention_of(row["answer"]) for row in rows)
+    assert ends == {"hashes": 168, "boxed": 156, "sentence": 156}
+    assert len({row["question"] for row in rows}) == len(rows) == 480
+    for row in rows:
+        *steps, _ = without_annotations(row["answer"]).split("\n")
+        for step in steps:
+            told = re.fullmatch(r".*: ([\d.]+) ([-+x/]) ([\d.]+)(?: / (\d+))? = ([\d.]+?)\.", step)
+            assert told is not None, step
+            one, sign, two, by, value = told.groups()
+            first, second = Fraction(one), Fraction(two)
+            found = {"+": first + second, "-": first - second, "x": first * second, "/": first / second}[sign]
+            assert found / int(by or 1) == Fraction(value), step
+        number = final_number(row["answer"])
+        assert number is not None
+        assert number.value == Fraction(value)

@@ -104,6 +104,7 @@ def test_every_turn_counts() -> None:
         "call_match": 1, "call_exact": 1, "call_valid": 1, "multi_turn_match": 1,
     }  # fmt: skip
     assert scored(row, OSLO, "Sunny.", OSLO)["call_match"] == 0
+    assert scored(row, ROME, "Sunny.", ROME)["call_match"] == 0
     called_again = scored(row, ROME, ROME, OSLO)
     assert (called_again["call_match"], called_again["multi_turn_match"]) == (1, 0)
 

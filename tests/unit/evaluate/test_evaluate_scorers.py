@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from halo_forge.errors import UsageError
+from halo_forge.evaluate.items import Item
+from halo_forge.evaluate.measure import Measured
 from halo_forge.evaluate.metrics import METRICS, Answer, Given
 from halo_forge.evaluate.metrics.json_answers import (
     json_match,
@@ -18,6 +21,8 @@ from halo_forge.evaluate.metrics.json_answers import (
     schema_valid,
 )
 from halo_forge.evaluate.metrics.overlap import exact_match, numeric_match, squad_words, token_f1
+from halo_forge.evaluate.score import score_items
+from halo_forge.models.generate import Prompt
 from halo_forge.texts.json_documents import is_json_document
 from halo_forge.texts.json_schema import load_schema
 
@@ -109,7 +114,10 @@ def test_json_documents(text: str, expected: bool) -> None:
         ("-5", "#### -5", 1),
         ("five", "#### 5", 0),
         ("#### 1 then #### 2", "#### 2", 1),
-        ("2", "the answer is 2", None),
+        ("2", "the answer is 2", 1),
+        ("2", "two, that is 2", None),
+        ("1/2", "so\n\\boxed{0.5}", 1),
+        ("50%", "The answer is: 1/2", 1),
         ("2", "#### two", None),
     ],
 )
@@ -186,3 +194,26 @@ def test_a_reference_out_of_a_nested_schema_is_told_when_it_is_met(tmp_path: Pat
     validator = load_schema(write_schema(tmp_path / "s.json", nested), "here")
     with pytest.raises(UsageError, match="not inside it"):
         schema_valid('{"a": 1}', validator)
+
+
+@pytest.mark.parametrize(
+    ("text", "stopped", "expected"),
+    [("so\n#### 7", True, 1), ("so\n#### 7", False, 0), ("so it is 7", True, 0), ("\\boxed{7}", True, 0)],
+)
+def test_an_answer_that_was_cut_off_does_not_end_in_its_convention(text: str, stopped: bool, expected: int) -> None:
+    score = METRICS["answer_format"].score
+    assert score is not None
+    assert score(Answer(text=text, num_tokens=7, stopped=stopped), "#### 5", Given()) == expected
+    assert score(Answer(text=text, num_tokens=7, stopped=stopped), "five", Given()) is None
+
+
+def test_the_rows_whose_reference_is_no_number_are_counted() -> None:
+    items = [
+        Item(id=str(at), example=None, prompt=Prompt((1,), frozenset()), reference=reference)
+        for at, reference in enumerate(("#### 1", "#### one", "#### 3"))
+    ]
+    said = Measured(np.ones(3), np.ones(3, dtype=np.int64), [Answer("#### 3", 2, True)] * 3, "float32", Path("none"))
+    scored = score_items(items, said, said, Given())
+    assert scored.tuned["numeric_match"].tolist()[::2] == [0, 1]
+    assert np.isnan(scored.tuned["numeric_match"][1])
+    assert scored.notes == ("numeric_match: 1 of 3 references have no final number that can be read",)

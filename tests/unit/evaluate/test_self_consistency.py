@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         (("#### 7", "#### 8", "so it is 7.0"), "7"),
         (("\\boxed{1/2}", "#### 0.5", "#### 3", "the answer is 50%"), "1/2"),
         (("#### 8", "#### 7", "#### 7", "#### 8"), "8"),  # equally many: the one that was said first
+        (("#### 8", "#### 7", "#### 7.0"), "7"),
         (("no number", "none either"), None),
         (("no number", "#### 3"), "3"),
         ((), None),

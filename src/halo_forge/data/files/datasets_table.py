@@ -44,7 +44,7 @@ class DatasetEntry:
         }  # fmt: skip
 
 
-LATER_DOMAINS: frozenset[str] = frozenset({"VLM"})
+LATER_DOMAINS: frozenset[str] = frozenset()
 DATASETS: tuple[DatasetEntry, ...] = (
     DatasetEntry(
         name="codealpaca", hub_id="sahil2801/CodeAlpaca-20k", domain="Code", size="20K", format="instruction"
@@ -66,8 +66,8 @@ DATASETS: tuple[DatasetEntry, ...] = (
         source="openai/gsm8k", config="main", note="kept on the Hub as openai/gsm8k",
     ),
     DatasetEntry(
-        name="llava", hub_id="liuhaotian/LLaVA-Instruct-150K", domain="VLM", size="150K", format="images",
-        note="images come with a later release",
+        name="llava", hub_id="liuhaotian/LLaVA-Instruct-150K", domain="VLM", size="150K", format="sharegpt",
+        note="its pictures are COCO's train2017: run where they lie, or name your own copy of the rows beside them",
     ),
     DatasetEntry(
         name="librispeech_sft", hub_id="librispeech_asr", domain="Audio", size="100h", format="speech",

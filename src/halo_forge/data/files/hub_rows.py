@@ -106,12 +106,6 @@ def _check_whole(dataset: HubDataset, files: list[Path]) -> None:
             )
 
 
-def require_dataset(dataset: HubDataset) -> None:
-    """Raises DataError where the data set is not on this machine and cannot be fetched."""
-    if _local_directory(dataset) is None and not _prepared_before(dataset):
-        _require_network(dataset)
-
-
 def _local_directory(dataset: HubDataset) -> Path | None:
     """A folder of that name, or the snapshot in the Hub cache when it holds data files."""
     if Path(dataset.source).is_dir():

@@ -27,6 +27,7 @@ from halo_forge.domains.vlm.forward import DOCUMENT_ATTENTION, Forward, bare
 from halo_forge.models.adapters import freeze
 from halo_forge.models.forward import keep_going
 from halo_forge.models.generate import Generation, Prompt
+from halo_forge.runs import sha256_file
 
 COPIED_FILES = (*PROCESSOR_FILES, "video_preprocessor_config.json", "chat_template.jinja", "chat_template.json")
 
@@ -74,9 +75,10 @@ class Vision:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides examples beside rows, data settings, tokenizer and processor."""
-        found: dict[str, Any] = self.section.model_dump(mode="json", exclude={"freeze"})
-        return found
+        """What decides examples beside rows, data settings and tokenizer."""
+        files = [self.eyes.directory / name for name in PROCESSOR_FILES]
+        processor = {file.name: sha256_file(file) for file in files if file.is_file()}
+        return {"max_pixels": self.section.max_pixels, **processor}
 
     @property
     def packs(self) -> bool:

@@ -130,6 +130,12 @@ def _errors(metric: str) -> Score:
     return score
 
 
+def _ended_format(answer: Answer, reference: str, given: Given) -> float | None:
+    """An answer that was cut off has not ended, whatever its last characters are."""
+    score = answer_format(answer.text, reference)
+    return score if score is None or answer.stopped else 0.0
+
+
 def _of_text(score: Callable[[str, str], float | None]) -> Score:
     return lambda answer, reference, _: score(answer.text, reference)
 
@@ -142,7 +148,7 @@ _SCORING: dict[str, tuple[Score | None, Applies]] = {
     "class_accuracy": (_of_text(class_accuracy), _for_labels),
     "macro_f1": (None, _for_labels),
     "numeric_match": (_of_text(numeric_match), _marked_references),
-    "answer_format": (_of_text(answer_format), _concluded_references),
+    "answer_format": (_ended_format, _concluded_references),
     "self_consistency": (None, _always),  # of several answers an item: self_consistency.py
     **{name: (_errors(name), _of_speech) for name in ERROR_RATES},
     "json_valid": (_of_text(json_valid), _json_references),

@@ -119,16 +119,8 @@ def _is_flat(parameters: dict[str, Any]) -> bool:
 
 
 def _needed(parameters: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    needed = []
-    for name, value in parameters.items():
-        word = value.get("type")
-        try:
-            optional = isinstance(word, str) and type_schema(word)[1]
-        except UnknownType:
-            optional = "optional" in str(word).lower()
-        if not optional and "default" not in value and value.get("required") is not False:
-            needed.append(name)
-    return needed
+    """The arguments without a default; those whose type says optional are taken out with their type."""
+    return [name for name, value in parameters.items() if "default" not in value and value.get("required") is not False]
 
 
 def _schema(node: Any, fixes: set[str], depth: int) -> tuple[Any, bool]:
