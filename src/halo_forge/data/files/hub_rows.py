@@ -47,6 +47,12 @@ def dataset_rows(dataset: HubDataset, max_rows: int | None, say: Say = lambda te
     return islice(_rows(dataset, max_rows, say), max_rows)
 
 
+def require_dataset(dataset: HubDataset) -> None:
+    """Raises DataError where it is neither here nor within reach."""
+    if _local_directory(dataset) is None and not _prepared_before(dataset):
+        _require_network(dataset)
+
+
 def dataset_batches(
     dataset: HubDataset, max_rows: int | None, say: Say = lambda text: None, rows_per_batch: int = ROWS_PER_BATCH
 ) -> Iterator[RawBatch]:
