@@ -107,7 +107,7 @@ COMMANDS = {
     "no such stage": ("run sound.yaml --until tomorrow", 2, ("--until", "evaluate")),
     "no rows named": ("sft train --model model --output out", 2, ("no rows to train on", "sft datasets")),
     "a flag out of bounds": ("sft train --data rows.jsonl --max-seq-length 1", 2, ("--max-seq-length", "8")),
-    "later domain": ("vlm sft", 2, ("images", "later release")),
+    "a default model that is not here": ("vlm sft", 2, ("Qwen/Qwen2-VL-2B-Instruct", "hf download")),
     "data show without rows": ("data show --model model", 2, ("no rows to look at", "--data")),
     "a directory that is no run: report": ("report .", 2, ("not a run directory", "config.resolved.yaml")),
     "a directory that is no run: gate": ("gate .", 2, ("not a run directory", "config.resolved.yaml")),

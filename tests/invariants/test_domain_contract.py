@@ -22,7 +22,8 @@ from halo_forge.domains.media import Media, open_media
 from halo_forge.errors import DataError, Interrupted
 from halo_forge.media.store import keep_bytes, read_medium
 from halo_forge.models.compute import Compute
-from halo_forge.models.load import load_model, load_tokenizer
+from halo_forge.models.load import load_model
+from halo_forge.models.new_tokens import tokenizer_of
 from halo_forge.pipeline import RunResult, plan, run
 from halo_forge.runs import RunDirectory
 from training_runs import CPU, Prepared, final_weights, losses, settings, train_now
@@ -48,7 +49,7 @@ class Finished:
         return [store[index] for index in range(len(store))]
 
     def media(self) -> Media:
-        media = open_media(self.config, load_tokenizer(str(self.model)))
+        media = open_media(self.config, tokenizer_of(self.config.model))
         assert media is not None
         return media
 
@@ -69,7 +70,8 @@ def options(name: str, **more: Any) -> dict[str, Any]:
         "num_train_epochs": 1, "gradient_accumulation_steps": 1, "learning_rate": 5e-3,
         "output.save_steps": 2, "data.holdout_split": 0.2,
         "evaluation.max_new_tokens": 8, "evaluation.bootstrap_samples": 100, "gate.min_items": 3,
-        "evaluation.batch_size": 4, "lora.dropout": 0.0, "data.max_bad_fraction": 0.0, **more,
+        "evaluation.batch_size": 4, "lora.dropout": 0.0, "data.max_bad_fraction": 0.0,
+        "data.max_seq_length": 1024, **more,
     }  # fmt: skip
 
 
@@ -104,7 +106,7 @@ def test_answers_are_trained_and_nothing_else(name: str, finished: Any) -> None:
     """Every row is there, its trained tokens are its answer with the token that stops it, no medium's placeholder is
     trained, and every placeholder that belongs to a medium stands where the medium says."""
     done: Finished = finished(name)
-    tokenizer = load_tokenizer(str(done.model))
+    tokenizer = tokenizer_of(done.config.model)
     prepared = done.result.prepared
     assert prepared is not None
     assert sum(source.dropped for source in prepared.sources) == 0
@@ -151,8 +153,8 @@ def test_what_is_seen_or_heard_changes_the_loss(name: str, finished: Any) -> Non
 @pytest.mark.parametrize("name", KITS)
 def test_stopped_and_resumed_is_uninterrupted(name: str, finished: Any, tmp_path: Path) -> None:
     done: Finished = finished(name)
-    tokenizer = load_tokenizer(str(done.model))
     resolved = config_of(name, done.model, done.rows, tmp_path / "run")
+    tokenizer = tokenizer_of(resolved.config.model)
     run(resolved, until="data")
     directory = RunDirectory(tmp_path / "run")
 

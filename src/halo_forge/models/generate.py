@@ -11,7 +11,9 @@ the batch a prompt shares can decide between them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +31,7 @@ Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Cache], torch.Tens
 """(ids [B, L], mask [B, C], positions [B, L], cache) -> logits [B, vocabulary] behind the last column."""
 Prefill = Callable[[Sequence[int], torch.Tensor, torch.Tensor, torch.Tensor, Cache], torch.Tensor]
 """(prompts' numbers [B], ids [B, L], mask, positions, cache) -> logits [B, vocabulary] behind the last column."""
+_PREFILL: ContextVar[Prefill | None] = ContextVar("prefill", default=None)
 MIN_FAST_STEPS = 24
 """Fewer steps do not pay for packing the weights (the time of about eight)."""
 
@@ -55,6 +58,16 @@ class Generation:
     stopped: bool
 
 
+@contextmanager
+def prompts_read_by(prefill: Prefill) -> Iterator[None]:
+    """Inside, `generate` reads prompts in another way than as tokens alone: with the images that stand in them."""
+    token = _PREFILL.set(prefill)
+    try:
+        yield
+    finally:
+        _PREFILL.reset(token)
+
+
 def generate(
     model: torch.nn.Module,
     prompts: Sequence[Prompt],
@@ -65,10 +78,8 @@ def generate(
     on_finished: Callable[[int, Generation], None] | None = None,
     check: Callable[[], None] = keep_going,
     sampling: Sampling | None = None,
-    prefill: Prefill | None = None,
 ) -> list[Generation]:
-    """One Generation per prompt, in the prompts' order. With `sampling`, prompt i draws by sampling.keys[i]. `prefill`
-    reads prompts in another way than as tokens alone.
+    """One Generation per prompt, in the prompts' order. With `sampling`, prompt i draws by sampling.keys[i].
 
     On a CPU, steps are computed by models/fast/generation.py where it covers the model and there is enough to answer;
     inside `own_steps()` by the model's own forward pass.
@@ -99,9 +110,7 @@ def generate(
         pays = queue and sum(budgets) >= MIN_FAST_STEPS * min(batch_size, len(prompts))
         forward = (decoding_step(inner) if pays else None) or partial(by_transformers, inner)
         while queue:
-            _Decoding(inner, prompts, budgets, finish, longest, decode, forward, sampling, prefill).run(
-                queue, batch_size, check
-            )
+            _Decoding(inner, prompts, budgets, finish, longest, decode, forward, sampling).run(queue, batch_size, check)
     return [finished[index] for index in range(len(prompts))]
 
 
@@ -127,9 +136,7 @@ class _Decoding:
         decode: Callable[[list[int]], str],
         forward: Forward,
         sampling: Sampling | None,
-        prefill: Prefill | None = None,
     ) -> None:
-        self.prefill = prefill
         self.model, self.prompts, self.budgets, self.finish = model, prompts, budgets, finish
         self.decode, self.forward = decode, forward
         self.last_position = None if longest is None else longest - 1
@@ -165,8 +172,9 @@ class _Decoding:
             mask[row, num_columns - lengths[row] :] = True
         positions = (mask.cumsum(1) - 1).clamp_(min=0)
         cache = slot_cache(self.model.config) or DynamicCache(config=self.model.config)
-        if self.prefill is not None:
-            logits = self.prefill(indices, input_ids.to(device), mask.to(device), positions.to(device), cache)
+        prefill = _PREFILL.get()
+        if prefill is not None:
+            logits = prefill(indices, input_ids.to(device), mask.to(device), positions.to(device), cache)
         else:
             logits = self.forward(input_ids.to(device), mask.to(device), positions.to(device), cache)
         next_positions = torch.tensor(lengths, device=device)

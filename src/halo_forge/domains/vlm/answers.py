@@ -18,7 +18,7 @@ from transformers import Cache, DynamicCache
 from halo_forge.domains.vlm.eyes import Eyes
 from halo_forge.domains.vlm.forward import embedded, grid_positions
 from halo_forge.models.forward import language_model, padded_attention
-from halo_forge.models.generate import Generation, Prompt, generate
+from halo_forge.models.generate import Generation, Prompt, generate, prompts_read_by
 
 
 def answer_batched(
@@ -39,7 +39,8 @@ def answer_batched(
         )  # fmt: skip
         return inner.get_output_embeddings()(output.last_hidden_state[:, -1])  # type: ignore[no-any-return]
 
-    return generate(model, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, prefill=prefill, **how)
+    with prompts_read_by(prefill):
+        return generate(model, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, **how)
 
 
 @torch.no_grad()
