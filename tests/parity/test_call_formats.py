@@ -39,6 +39,8 @@ FORMATS = {
 }  # fmt: skip
 UNESCAPED = dict.fromkeys(("lfm2_2_5", "lfm2_2_5_v2", "lfm2_2_5_vl"), ("quotes", "lines", "slashes"))
 """Templates that put a text between single quotes as it is: what holds one, nobody can read back."""
+ONE_CALL = {"gptoss", "llama3_1", "llama3_2"}
+"""Templates that take one call at a time."""
 Build = Callable[[str], PreTrainedTokenizerBase]
 
 
@@ -150,13 +152,15 @@ def asked(*calls: Call, again: bool = True) -> Conversation:
     )  # fmt: skip
 
 
-def check_results_are_not_trained(tokenizer: PreTrainedTokenizerBase, *, again: bool = True) -> None:
+def check_results_are_not_trained(
+    tokenizer: PreTrainedTokenizerBase, *, again: bool = True, parallel: bool = True
+) -> None:
     encoder = ChatEncoder(tokenizer, max_seq_length=8192)
     for calls in ((BATTERY["plain"],), (BATTERY["plain"], BATTERY["quotes"])):
         try:
             example = encoder.encode(asked(*calls, again=again)).example
         except RowError:
-            if len(calls) == 1:  # some templates take one call at a time
+            if len(calls) == 1 or parallel:
                 raise
             continue
         trained = tokenizer.decode(example.input_ids[example.loss_weights > 0])
@@ -170,7 +174,8 @@ def check_results_are_not_trained(tokenizer: PreTrainedTokenizerBase, *, again: 
 
 @pytest.mark.parametrize("name", sorted(set(WITH_CALLS) - {"diffusion_gemma", "glm4moe"}))
 def test_results_of_tools_are_never_trained(name: str, with_template: Build) -> None:  # noqa: F811
-    check_results_are_not_trained(with_template(name), again=name != "deepseekv3")  # its template knows one round
+    again = name != "deepseekv3"  # its template knows one round
+    check_results_are_not_trained(with_template(name), again=again, parallel=name not in ONE_CALL)
 
 
 def test_tags_on_the_embedded_model(smollm2_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -182,3 +187,5 @@ def test_tags_on_the_embedded_model(smollm2_tokenizer: PreTrainedTokenizerBase) 
     check_results_are_not_trained(tokenizer)
     encoded = conversation_to_example(asked(BATTERY["plain"]), tokenizer, max_seq_length=4096)
     assert encoded.notes == (), "the tools are in the text now"
+    text = tokenizer.decode(encoded.example.input_ids)
+    assert "<|im_start|>user\n<tool_response>RESULT0 of the sea</tool_response><|im_end|>" in text

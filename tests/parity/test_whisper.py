@@ -107,24 +107,36 @@ def test_logits_loss_and_gradient_are_those_of_transformers(tmp_path: Path, tiny
 
 
 def test_transcripts_are_those_of_transformers(tmp_path: Path, tiny_whisper_dir: Path, model: Any) -> None:
+    """Also where what the model would say first, or next, is not to be said."""
     media, conversations = heard(tmp_path, tiny_whisper_dir)
     examples = examples_of(media, conversations)
+    media.logits(model, batch_of(media, examples))  # leaves its own attention behind; generation takes another
+    said = compared_transcripts(media, model, conversations)
+    model.generation_config.begin_suppress_tokens = [said[0][0]]
+    without_first = compared_transcripts(media, model, conversations)
+    assert without_first[0][0] != said[0][0]
+    banned = {without_first[0][0], without_first[1][1]}
+    model.generation_config.suppress_tokens = sorted(banned)
+    for transcript in compared_transcripts(media, model, conversations):
+        assert not banned & set(transcript)
+
+
+def compared_transcripts(media: WhisperMedia, model: Any, conversations: list[Conversation]) -> list[list[int]]:
+    """Greedy transcripts, once each is what transformers' own generate gives."""
     prompts = [Prompt(tuple(ids), frozenset(stops), media=sounds)
                for ids, _, stops, sounds in map(media.question, conversations)]  # fmt: skip
-    media.logits(model, batch_of(media, examples))  # leaves its own attention behind; generation takes another
     found = media.generate(model, prompts, decode=media.transcripts.tokenizer.decode, max_new_tokens=12, batch_size=3)
     model.set_attn_implementation("sdpa")
     for prompt, generation in zip(prompts, found, strict=True):
         features = torch.from_numpy(media.maker.features(Path(prompt.media[0].path).read_bytes()))[None]
-        wanted = model.generate(
-            features, decoder_input_ids=torch.tensor([prompt.token_ids]), max_new_tokens=12, do_sample=False
-        )[0].tolist()  # fmt: skip
-        wanted = (
-            wanted[len(prompt.token_ids) :] if wanted[: len(prompt.token_ids)] == list(prompt.token_ids) else wanted
-        )
+        prefix = list(prompt.token_ids)
+        told = model.generate(features, decoder_input_ids=torch.tensor([prefix]), max_new_tokens=12, do_sample=False)
+        wanted = told[0].tolist()
+        wanted = wanted[len(prefix) :] if wanted[: len(prefix)] == prefix else wanted
         stops = [at for at, token in enumerate(wanted) if token in prompt.stop_token_ids]
         assert list(generation.token_ids) == wanted[: stops[0] if stops else 12]
         assert generation.stopped == bool(stops)
+    return [list(generation.token_ids) for generation in found]
 
 
 def test_silence_changes_features_loss_and_transcript(tmp_path: Path, whisper_tiny_path: Path) -> None:

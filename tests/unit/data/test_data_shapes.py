@@ -94,6 +94,8 @@ SHAPES: dict[str, tuple[dict[str, Any], str, list[tuple[str, str]]]] = {
                                  [("system", "S"), *CHAT]),
     "xlam": ({"query": "Q", "answers": '[{"name": "f", "arguments": {"a": "1"}}]', "tools": '[{"name": "f"}]'}, "xlam",
              [("user", "Q"), ("assistant", "")]),
+    "bfcl": ({"question": [[{"role": "user", "content": "Q"}]], "function": [{"name": "f", "parameters": {}}],
+              "ground_truth": [{"f": {}}]}, "bfcl", [("user", "Q"), ("assistant", "")]),
     "glaive": ({"system": "SYSTEM: You are a helpful assistant.", "chat": "USER: Q\n\n\nASSISTANT: A <|endoftext|>"},
         "glaive",
                [("system", "You are a helpful assistant."), *CHAT]),

@@ -86,7 +86,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "text is a list": ({"audio": "a.wav", "text": ["apple"]}, "bad_content_type"),
     "two sounds, one place": (
         {"messages": [{"role": "user", "content": [{"type": "audio"}]}, {"role": "assistant", "content": "apple"}],
-         "audios": ["a.wav", "a.wav"]}, "media_missing",
+         "audios": ["a.wav", "a.wav"]}, "media_count_mismatch",
     ),
 }  # fmt: skip
 

@@ -41,6 +41,12 @@ class HubDataset:
     split: str = "train"
 
 
+def require_dataset(dataset: HubDataset) -> None:
+    """Raises DataError where the data set is not on this machine and cannot be fetched."""
+    if _local_directory(dataset) is None and not _prepared_before(dataset):
+        _require_network(dataset)
+
+
 def dataset_rows(dataset: HubDataset, max_rows: int | None, say: Say = lambda text: None) -> Iterator[Row]:
     """Rows of the split, numbered from 1. Offline and not in the cache: a DataError in under a second that
     names the command which downloads it."""
