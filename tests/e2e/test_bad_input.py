@@ -190,7 +190,7 @@ def test_a_data_set_that_is_not_here_names_the_command_that_fetches_it() -> None
     assert "hf download --repo-type dataset sahil2801/CodeAlpaca-20k" in message
     assert time.perf_counter() - start < 10  # a client that retries takes a minute
     refused("sft train --dataset codalpaca --model model --output out --dry-run", 3, "codealpaca", "sft datasets")
-    refused("sft train --dataset llava --model model --output out --dry-run", 3, "images")
+    refused("vlm sft --dataset llava --model model --output out --dry-run", 3, "hf download", "LLaVA-Instruct-150K")
 
 
 # ------------------------------------------------------------------------------------------------ models

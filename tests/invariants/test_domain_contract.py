@@ -3,6 +3,7 @@ verdict. A new domain without a kit (tests/domain_kits.py) is red here."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from halo_forge.media.store import keep_bytes, read_medium
 from halo_forge.models.compute import Compute
 from halo_forge.models.load import load_model
 from halo_forge.models.new_tokens import tokenizer_of
-from halo_forge.pipeline import RunResult, plan, run
+from halo_forge.pipeline import RunResult, plan, publish_run, run
 from halo_forge.runs import RunDirectory
 from training_runs import CPU, Prepared, final_weights, losses, settings, train_now
 
@@ -191,3 +192,14 @@ def test_a_verdict_is_reached(name: str, finished: Any) -> None:
     assert overall["exact_match"].tuned.n == done.result.report.num_items > 3
     measured = [row.tuned.value for row in overall.values() if row.tuned.status == "measured"]
     assert np.isfinite(measured).all()
+
+
+@pytest.mark.parametrize("name", ["vlm", "audio"])  # a fresh process does not know the package of the third
+def test_a_version_answers_in_a_fresh_process_as_it_was_trained(name: str, finished: Any, tmp_path: Path) -> None:
+    done: Finished = finished(name)
+    registry = str(tmp_path / "registry")
+    section = done.config.publish.model_copy(update={"name": "tiny", "registry": registry, "force": True})
+    release = publish_run(done.config.model_copy(update={"publish": section}))
+    proof = json.loads((Path(release.path) / "proof.json").read_text())
+    assert proof["status"] == "measured", proof
+    assert proof["num_identical"] == proof["num_prompts"] >= 3

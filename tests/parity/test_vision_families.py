@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.vision_models import FAMILIES, MARKED, draw, make_model, qwen2_processor
 
 from halo_forge.chat.records import Conversation, MediaPart, Message, SourceRef, TextPart
 from halo_forge.config.schema import Config
@@ -18,6 +17,7 @@ from halo_forge.models.adapters import add_lora, base_model_view
 from halo_forge.models.generate import Prompt
 from halo_forge.models.load import load_model, load_tokenizer
 from halo_forge.train.batches import examples_to_batch
+from vision_models import FAMILIES, MARKED, draw, make_model, qwen2_processor
 
 PACKING = [family for family in FAMILIES if family != "gemma3"]
 

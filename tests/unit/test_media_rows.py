@@ -4,13 +4,13 @@ import base64
 import json
 
 import pytest
-from tests.vision_models import draw
 
 from halo_forge.chat.records import MediaPart, TextPart
 from halo_forge.data.conversion.formats import convert, format_of
 from halo_forge.data.files.rows import Row
 from halo_forge.errors import RowError
 from halo_forge.media.store import media_parts, read_medium, settle_media
+from vision_models import draw
 
 PNG = draw(1)
 B64 = base64.b64encode(PNG).decode()

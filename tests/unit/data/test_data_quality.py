@@ -45,6 +45,10 @@ def codes(answer: str, prompt: str = "Tell me something.") -> set[str]:
     return set(inspect(prompt, answer).found)
 
 
+CALL_RULES = (
+    "unknown_tool", "missing_argument", "unknown_argument", "wrong_argument_type", "argument_not_in_enum",
+    "invalid_argument", "calls_without_tools",
+)  # fmt: skip
 FOUND = [
     ("control_characters", "Lima\x1b[31m is red."),
     ("control_characters", "Lima \u202eis reversed."),
@@ -146,12 +150,15 @@ def test_good_answers_are_left_alone(answer: str) -> None:
 
 
 def test_every_rule_has_an_example_here() -> None:
-    elsewhere = {"other_language", "language_mismatch"}
+    elsewhere = {"other_language", "language_mismatch"} | set(CALL_RULES)  # those in test_data_calls.py
     assert {code for code, _ in FOUND} | elsewhere == {rule.code for rule in RULES}
 
 
 def test_defaults_drop_only_what_is_worthless_and_mend_only_secrets() -> None:
-    assert {rule.code for rule in RULES if rule.default == "skip"} == {"placeholder_answer", "other_language"}
+    unusable_calls = set(CALL_RULES) - {"calls_without_tools"}
+    assert {rule.code for rule in RULES if rule.default == "skip"} == {
+        "placeholder_answer", "other_language", *unusable_calls,
+    }  # fmt: skip
     assert {rule.code for rule in RULES if rule.default == "fix"} == {"secret_key", "private_key"}
     assert {rule.default for rule in RULES} == {"keep", "skip", "fix"}
     assert all(rule.default in rule.allowed for rule in RULES)

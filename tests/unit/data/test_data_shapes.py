@@ -115,7 +115,8 @@ def test_every_format_of_the_configuration_is_known_and_shown() -> None:
 
     assert {"auto", *FORMATS} == set(get_args(RowFormat))
     plain = {"messages", "instruction", "query_response", "text"}
-    elsewhere = {"prepared"}  # in test_prepared_rows.py: only a run writes it
+    # In test_prepared_rows.py (only a run writes it), test_speech_rows.py and test_data_calls.py.
+    elsewhere = {"prepared", "speech", "bfcl"}
     assert plain | elsewhere | {shape[1] for shape in SHAPES.values()} == set(FORMATS)
 
 
@@ -229,7 +230,8 @@ def test_sharegpt_roles_under_role_and_content_are_mended() -> None:
 def test_media_is_named_where_it_is_wanted_and_refused_where_not() -> None:
     parts = [
         "Look:", {"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}, {"type": "text", "text": "and "},
-        "hear", {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}, {"type": "image"},
+        "hear", {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}},
+        {"type": "image", "path": "b.png"},
     ]  # fmt: skip
     value = {"messages": [{"role": "user", "content": parts}, A]}
     held = converted(value, media=True).conversation.messages[0]
