@@ -125,7 +125,7 @@ SETS: dict[str, tuple[str, dict[str, str | list[dict[str, Any]]], list[tuple[str
 
 
 def test_every_text_data_set_of_the_table_is_tried_here() -> None:
-    assert set(SETS) == {entry.name for entry in DATASETS if entry.to_dict()["supported"]}
+    assert set(SETS) == {entry.name for entry in DATASETS if entry.domain not in ("VLM", "Audio")}
 
 
 @pytest.mark.parametrize("name", SETS)

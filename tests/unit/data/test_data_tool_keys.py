@@ -21,6 +21,7 @@ def row(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     kinds = {int: "integer", str: "string", dict: "object"}
     properties = {key: {"type": kinds[type(value)]} for key, value in arguments.items()}
     called = {"type": "function", "function": {"name": name, "arguments": arguments}}
+    parameters = {"type": "object", "properties": properties}
     return {
         "messages": [
             {"role": "user", "content": "Call it."},
@@ -28,7 +29,7 @@ def row(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
             {"role": "tool", "name": name, "content": "1"},
             {"role": "assistant", "content": "Done."},
         ],
-        "tools": [{"type": "function", "function": {"name": name, "parameters": {"properties": properties}}}],
+        "tools": [{"type": "function", "function": {"name": name, "parameters": parameters}}],
     }
 
 

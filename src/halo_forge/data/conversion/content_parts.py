@@ -102,7 +102,7 @@ def _add_part(content: Content, part: dict[str, Any], where: str, fixes: set[str
     elif kind in MEDIA_KINDS:
         content.parts.append(MediaPart(kind=MEDIA_KINDS[kind], path=media_path(part)))
     elif kind in OTHER_MEDIA:
-        raise RowError("media_unsupported", f"{where} holds a part of type {kind}; this release trains on text only")
+        raise RowError("media_unsupported", f"{where} holds a part of type {kind}, which is not read")
     else:
         raise RowError("bad_content_type", f"{where}: a part of type {kind[:30]!a} without text that can be trained")
 
@@ -129,7 +129,7 @@ def refused_media(kind: str, path: str, where: str) -> RowError:
     named = f" ({path[:SHOWN_PATH_CHARS]}{'...' if len(path) > SHOWN_PATH_CHARS else ''})" if path else ""
     words = "an image" if kind == "image" else "audio"
     return RowError(
-        "media_unsupported", f"{where} holds {words}{named}; this release trains on text only, so it was not opened"
+        "media_unsupported", f"{where} holds {words}{named}; a model of text cannot read it, so it was not opened"
     )
 
 

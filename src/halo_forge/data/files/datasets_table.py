@@ -40,11 +40,10 @@ class DatasetEntry:
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": self.name, "hub_id": self.hub_id, "domain": self.domain, "size": self.size, "format": self.format,
-            "supported": self.domain not in LATER_DOMAINS, "note": self.note,
+            "note": self.note,
         }  # fmt: skip
 
 
-LATER_DOMAINS: frozenset[str] = frozenset()
 DATASETS: tuple[DatasetEntry, ...] = (
     DatasetEntry(
         name="codealpaca", hub_id="sahil2801/CodeAlpaca-20k", domain="Code", size="20K", format="instruction"
@@ -89,7 +88,7 @@ BY_NAME: Mapping[str, DatasetEntry] = {entry.name: entry for entry in DATASETS}
 
 
 def find_dataset(name: str) -> HubDataset:
-    """What a short name or Hub id means. Raises DataError for image sets and for names that are neither."""
+    """What a short name or Hub id means. Raises DataError for a name that is neither."""
     from halo_forge.models.hub import is_hub_id
 
     entry = BY_NAME.get(name) or next((entry for entry in DATASETS if entry.hub_id == name), None)
@@ -104,13 +103,6 @@ def find_dataset(name: str) -> HubDataset:
                 fix=f"{hint}`halo-forge sft datasets` lists them",
             )
         return HubDataset(source=source, config=config or None, format=None, label=f"dataset:{name}")
-    if entry.domain in LATER_DOMAINS:
-        raise DataError(
-            f"{entry.name} holds {entry.format}; this release trains on text only",
-            where=entry.hub_id,
-            expected="a text data set",
-            fix="halo-forge sft datasets",
-        )
     source = entry.source or entry.hub_id
     label = f"dataset:{entry.name}"
     return HubDataset(source=source, config=entry.config, format=entry.format, label=label, split=entry.split)
