@@ -18,7 +18,7 @@ from halo_forge.chat import Example, read_examples
 from halo_forge.config import Config, load_config
 from halo_forge.data import load_prepared
 from halo_forge.domains import all_domains, get_domain
-from halo_forge.domains.alone import lone_document
+from halo_forge.domains.documents import documents
 from halo_forge.domains.media import Media, open_media
 from halo_forge.errors import DataError, Interrupted
 from halo_forge.media.store import keep_bytes, read_medium
@@ -132,7 +132,7 @@ def test_what_is_seen_or_heard_changes_the_loss(name: str, finished: Any) -> Non
     one, other = done.examples[:2]
 
     def nll(example: Example, media: Media = media) -> float:
-        document = lone_document(example, media, CPU)
+        document = documents([example], media, CPU)
         with torch.no_grad():
             return float(torch.nn.functional.cross_entropy(media.logits(model, document), document.targets))
 

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from halo_forge.chat.records import Example
-from halo_forge.domains.alone import documents
+from halo_forge.domains.documents import documents
 from halo_forge.domains.media import Media
 from halo_forge.models.forward import Precision, computing_in, keep_going, language_model, padded_attention
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from halo_forge.chat.placeholders import Spelled
 from halo_forge.chat.records import MediaPart, Medium
+from halo_forge.domains.media import PROCESSOR_FILES
 from halo_forge.domains.vlm.families import FAMILIES, Family
 from halo_forge.errors import DataError, ModelNotFound, RowError, UsageError
 from halo_forge.media.images import INSTALL, read_image
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import torch
 
 KEPT_BYTES = 256 * 2**20
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,9 +19,9 @@ from halo_forge.chat.placeholders import Placeholders
 from halo_forge.chat.records import Conversation, Example, MediaKind, Medium
 from halo_forge.config.schema import Config, DataSection
 from halo_forge.config.vision_section import VisionSection
-from halo_forge.domains.media import MediaBatch
+from halo_forge.domains.media import PROCESSOR_FILES, MediaBatch
 from halo_forge.domains.vlm.answers import answer_alone, answer_batched
-from halo_forge.domains.vlm.eyes import PROCESSOR_FILES, Eyes
+from halo_forge.domains.vlm.eyes import Eyes
 from halo_forge.domains.vlm.families import modules_of
 from halo_forge.domains.vlm.forward import DOCUMENT_ATTENTION, Forward, bare
 from halo_forge.models.adapters import freeze

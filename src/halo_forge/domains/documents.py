@@ -43,8 +43,3 @@ def documents(examples: Sequence[Example], media: Media, device: torch.device) -
     inputs = {name: tensor.to(device) for name, tensor in media.inputs(examples).items()}
     places = torch.cat([torch.arange(length, device=device) for length in lengths])
     return Documents(ids[None], places[None], at - 1, ids[at], inputs, tuple(lengths))
-
-
-def lone_document(example: Example, media: Media, device: torch.device) -> Documents:
-    """One example by itself."""
-    return documents([example], media, device)
