@@ -13,7 +13,7 @@ from halo_forge.config import load_config
 from halo_forge.errors import UsageError, storage_in_words
 from halo_forge.evaluate.bench.records import BENCH, BenchReport
 from halo_forge.evaluate.bench.run import BenchSettings, benchmark_pair, run_benchmarks
-from halo_forge.evaluate.evaluate import REPORT, with_benchmarks
+from halo_forge.evaluate.stage import REPORT, with_benchmarks
 from halo_forge.models.compute import recall_compute
 from halo_forge.models.load import load_model, load_tokenizer
 from halo_forge.models.new_tokens import tokenizer_of

@@ -1,6 +1,6 @@
 """Base against tuned on the frozen holdout: every number with its n, its interval and its status.
 
-evaluate.py   the stage                           items.py        rows -> what is asked and what counts
+stage.py      the stage                           items.py        rows -> what is asked and what counts
 measure.py    what one model does with them       heldout.py      likelihood of the answers
 retention.py  general texts: what was forgotten   answer_cache.py nothing is computed twice, the base once for all runs
 
@@ -12,23 +12,34 @@ statistics.py intervals of paired data            paired_tests.py McNemar, paire
 
 What a metric is (name, direction, kind) stands in ../metrics.py, where the gate reads it too; answers come from
 ../models/generate.py.
+
+Two versions' kept scores are compared without torch (released.py, compare.py), so the names below load their module on
+first use.
 """
 
-from halo_forge.evaluate.compare import compare_items
-from halo_forge.evaluate.evaluate import ModelPair, check_evaluation, evaluate
-from halo_forge.evaluate.heldout import answer_nll
-from halo_forge.evaluate.metrics import METRICS, Metric
-from halo_forge.models.generate import Generation, Prompt, generate
+from __future__ import annotations
 
-__all__ = [
-    "METRICS",
-    "Generation",
-    "Metric",
-    "ModelPair",
-    "Prompt",
-    "answer_nll",
-    "check_evaluation",
-    "compare_items",
-    "evaluate",
-    "generate",
-]
+from importlib import import_module
+from typing import Any
+
+# public name -> the module here that defines it
+_PUBLIC = {
+    "METRICS": "metrics",
+    "Metric": "metrics",
+    "ModelPair": "stage",
+    "answer_nll": "heldout",
+    "check_evaluation": "stage",
+    "compare_items": "compare",
+    "evaluate": "stage",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'halo_forge.evaluate' has no attribute {name!r}")
+    return getattr(import_module(f"halo_forge.evaluate.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

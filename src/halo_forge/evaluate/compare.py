@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from halo_forge.artifacts import Comparison, Direction, Measurement, Status
-from halo_forge.evaluate.measure import Measured
 from halo_forge.evaluate.metrics import METRICS
-from halo_forge.evaluate.retention import Retention
-from halo_forge.evaluate.score import ItemKind, Scored
 from halo_forge.evaluate.slices import MIN_SLICE_ITEMS
 from halo_forge.evaluate.statistics import (
     FloatArray,
@@ -31,6 +29,11 @@ from halo_forge.evaluate.statistics import (
     compare_ratios,
 )
 from halo_forge.metrics import METRIC_FACTS
+
+if TYPE_CHECKING:  # they import torch, and two versions' kept scores are compared without it
+    from halo_forge.evaluate.measure import Measured
+    from halo_forge.evaluate.retention import Retention
+    from halo_forge.evaluate.score import ItemKind, Scored
 
 BoolArray = npt.NDArray[np.bool_]
 Slices = Mapping[str, BoolArray]

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from halo_forge.artifacts import EvalReport
-from halo_forge.evaluate.compare import Slices
-from halo_forge.evaluate.items import Item
-from halo_forge.evaluate.measure import Measured
-from halo_forge.evaluate.retention import Retention
-from halo_forge.evaluate.score import Scored
-from halo_forge.evaluate.suites.stage import SuiteResults
+
+if TYPE_CHECKING:
+    from halo_forge.evaluate.compare import Slices
+    from halo_forge.evaluate.items import Item
+    from halo_forge.evaluate.measure import Measured
+    from halo_forge.evaluate.retention import Retention
+    from halo_forge.evaluate.score import Scored
+    from halo_forge.evaluate.suites.stage import SuiteResults
 
 SCORES = "eval/scores.jsonl"
 SUITE_SET = "suite."

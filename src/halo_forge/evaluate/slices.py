@@ -10,11 +10,13 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from halo_forge.evaluate.items import Item
+if TYPE_CHECKING:
+    from halo_forge.evaluate.items import Item
 
 BoolArray = npt.NDArray[np.bool_]
 

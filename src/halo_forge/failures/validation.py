@@ -12,10 +12,10 @@ from halo_forge.data.conversion.identity import prompt_key
 from halo_forge.errors import DataError
 from halo_forge.evaluate import check_evaluation
 from halo_forge.evaluate.answer_cache import shared_directory
-from halo_forge.evaluate.evaluate import memory_told_in_words
 from halo_forge.evaluate.items import Item, check_unchanged, conversations_to_items
 from halo_forge.evaluate.measure import Measured, Measuring, measure_model
 from halo_forge.evaluate.score import Scored, score_items
+from halo_forge.evaluate.stage import memory_told_in_words
 from halo_forge.evaluate.suites.stage import split_measured
 from halo_forge.models.compute import recall_compute
 from halo_forge.models.new_tokens import tokenizer_of

@@ -114,3 +114,11 @@ def test_the_gate_loads_neither_torch_nor_the_evaluation() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_released_version_is_compared_without_torch() -> None:
+    """Loading it took ten seconds of `halo-forge gate` where a rule says `against: released`."""
+    modules = "halo_forge.verdict, halo_forge.publish.released, halo_forge.evaluate.released"
+    code = f"import sys, {modules}; print([m for m in ('torch', 'transformers', 'scipy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -10,8 +10,8 @@ from halo_forge.artifacts import Comparison, Measurement, SuiteRun
 from halo_forge.config.schema import Config
 from halo_forge.errors import UsageError
 from halo_forge.evaluate.answer_cache import shared_directory
-from halo_forge.evaluate.evaluate import CACHE, memory_told_in_words
 from halo_forge.evaluate.measure import Measured, Measuring, measure_model
+from halo_forge.evaluate.stage import CACHE, memory_told_in_words
 from halo_forge.evaluate.statistics import Resampling
 from halo_forge.evaluate.suites.stage import (
     Questions,
