@@ -1,11 +1,13 @@
-"""Writes tool_requests.jsonl: requests to twelve kits of tools, made from the tables below.
+"""Writes tool_requests.jsonl: requests to 42 kits of tools, made from the tables below.
 
 No text is taken from anywhere.
 
     python examples/agentic/make_tool_requests.py
 
 A row offers the tools of one kit and asks for one call, several at once, a call whose result is then told, a second
-call after that, or for something that no tool of the kit does. The column `kit` keeps a kit on one side of the split.
+call after that, for something that no tool does, or for what the tools of another kit do. Twelve kits are written one by
+one, thirty are five families of six things each: a family's kits have like tools with other names. The column `kit`
+keeps a kit on one side of the split; the slice `tools` tells the two sorts apart.
 The same command writes the same bytes again.
 """
 
@@ -18,7 +20,7 @@ from typing import Any
 
 SEED = 20
 OUTPUT = Path(__file__).parent / "tool_requests.jsonl"
-STRING, INTEGER, NUMBER = "string", "integer", "number"
+STRING, INTEGER, NUMBER, BOOLEAN = "string", "integer", "number", "boolean"
 CITIES = ("Lisbon", "Oslo", "Krakow", "Porto", "Ghent", "Turin", "Cork", "Bergen", "Graz", "Tartu")
 NAMES = ("Ada", "Ben", "Chiara", "Dov", "Elif", "Femi", "Greta", "Hugo", "Ines", "Jan")
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
@@ -110,6 +112,39 @@ KITS: dict[str, tuple[Tool, ...]] = {
          "Roll {dice} dice with {sides} sides.", (5, 9, 13), "You rolled {r}."),
     ),
 }  # fmt: skip
+# things -> the tools of each, {thing} in their names and texts
+FAMILIES: tuple[tuple[tuple[str, ...], tuple[Tool, ...]], ...] = (
+    (("sheep", "goats", "hens", "ducks", "ponies", "alpacas"), (
+        ("count_{thing}", "Number of {thing} in a barn.", {"barn": (INTEGER, tuple(range(1, 9)))},
+         "How many {thing} are in barn {barn}?", (4, 11, 26), "There are {r} {thing} in barn {barn}."),
+        ("feed_{thing}", "Give the {thing} food.", {"kilos": (NUMBER, (2, 3.5, 5, 7.5, 12)), "day": (list(DAYS), DAYS)},
+         "Feed the {thing} {kilos} kilos on {day}.", ("ok",), "The {thing} get {kilos} kilos on {day}."),
+    )),
+    (("pump", "kiln", "loom", "mixer", "dryer", "fan"), (
+        ("start_{thing}", "Run the {thing} for a while.", {"minutes": (INTEGER, (5, 10, 15, 20, 35, 60))},
+         "Start the {thing} for {minutes} minutes.", ("ok",), "The {thing} runs for {minutes} minutes."),
+        ("{thing}_power", "Set how hard the {thing} works.", {"percent": (INTEGER, (20, 35, 50, 65, 80, 95))},
+         "Set the {thing} to {percent} percent.", ("ok",), "The {thing} is at {percent} percent."),
+    )),
+    (("museum", "pool", "theatre", "zoo", "cinema", "castle"), (
+        ("{thing}_hours", "When the {thing} is open.", {"day": (list(DAYS), DAYS)},
+         "When is the {thing} open on {day}?", ("9 to 17", "10 to 18", "12 to 22"), "On {day} the {thing} is open from {r}."),
+        ("book_{thing}", "Tickets for the {thing}.", {"name": (STRING, NAMES), "people": (INTEGER, (1, 2, 3, 4, 6, 9))},
+         "Book the {thing} for {people} people in the name of {name}.", ("ok",), "The {thing} expects {name}, {people} people."),
+    )),
+    (("bricks", "nails", "tiles", "lamps", "chairs", "ropes"), (
+        ("order_{thing}", "Have {thing} delivered.", {"amount": (INTEGER, (10, 25, 40, 100, 250)), "city": (STRING, CITIES)},
+         "Order {amount} {thing} to {city}.", ("ok",), "{amount} {thing} go to {city}."),
+        ("price_of_{thing}", "What {thing} cost.", {"amount": (INTEGER, (10, 25, 40, 100, 250))},
+         "What do {amount} {thing} cost?", (18.5, 44, 120), "{amount} {thing} cost {r} euros."),
+    )),
+    (("invoice", "contract", "letter", "permit", "diploma", "report"), (
+        ("find_{thing}", "Look for a {thing}.", {"year": (INTEGER, tuple(range(2009, 2025))), "owner": (STRING, NAMES)},
+         "Find the {thing} of {owner} from {year}.", ("shelf 3", "box 12", "drawer 5"), "The {thing} is in {r}."),
+        ("send_{thing}", "Send a {thing} to somebody.", {"to": (STRING, NAMES), "urgent": (BOOLEAN, (True, False))},
+         "Send the {thing} to {to}, urgent: {urgent}.", ("ok",), "{to} gets the {thing}."),
+    )),
+)  # fmt: skip
 # ruff: noqa: E501
 CAPITALS = {"Iceland": "Reykjavik", "Chile": "Santiago", "Kenya": "Nairobi", "Nepal": "Kathmandu", "Peru": "Lima",
             "Ghana": "Accra", "Cuba": "Havana", "Latvia": "Riga", "Oman": "Muscat", "Laos": "Vientiane"}  # fmt: skip
@@ -140,8 +175,22 @@ BESIDE = (
       for amount, name in zip((20, 35, 50, 80, 120), NAMES, strict=False)),
 )  # fmt: skip
 """What no tool does, each once."""
-KINDS = {"one call": 7, "several calls": 4, "result": 3, "second call": 2, "no call": 4}
+KINDS = {"one call": 3, "several calls": 1, "result": 1, "second call": 1, "no call": 1, "other tool": 1}
 """Rows of each kind in each kit."""
+CANNOT = "None of my tools can do that."
+
+
+def all_kits() -> dict[str, tuple[Tool, ...]]:
+    of_families = {
+        thing: tuple(
+            (name.replace("{thing}", thing), about.replace("{thing}", thing), arguments,
+             request.replace("{thing}", thing), results, said.replace("{thing}", thing))
+            for name, about, arguments, request, results, said in tools
+        )
+        for things, tools in FAMILIES
+        for thing in things
+    }  # fmt: skip
+    return {**KITS, **of_families}
 
 
 def describe(tool: Tool) -> dict[str, Any]:
@@ -176,7 +225,7 @@ def answered(tool: Tool, call: dict[str, Any], rng: random.Random) -> list[dict[
 def conversation(
     kind: str, kit: tuple[Tool, ...], rng: random.Random, beside: list[tuple[str, str]]
 ) -> list[dict[str, Any]]:
-    """Messages of one row; a row that calls nothing takes its request from `beside`."""
+    """Messages of one row; a row that calls nothing takes its request from `beside`, or from another kit."""
 
     def ask(request: str) -> dict[str, Any]:
         return {"role": "user", "content": request}
@@ -187,6 +236,9 @@ def conversation(
     if kind == "no call":
         request, said = beside.pop()
         return [ask(request), {"role": "assistant", "content": said}]
+    if kind == "other tool":
+        other = rng.choice([tools for tools in KITS.values() if tools is not kit])
+        return [ask(draw(rng.choice(other), rng)[1]), {"role": "assistant", "content": CANNOT}]
     first, second = rng.choice(kit), rng.choice(kit)
     (call_1, request_1), (call_2, request_2) = draw(first, rng), draw(second, rng)
     if kind == "several calls":
@@ -206,7 +258,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     beside = rng.sample(BESIDE, len(BESIDE))
     seen: set[str] = set()
-    for name, kit in KITS.items():
+    for name, kit in all_kits().items():
+        sort = "alone" if name in KITS else "of a family"
         for kind, count in KINDS.items():
             for _ in range(count):
                 for _ in range(50):
@@ -216,7 +269,9 @@ def main() -> None:
                         break
                 seen.add(name + key)
                 tools = [describe(tool) for tool in kit]
-                rows.append({"messages": messages, "tools": tools, "kit": name, "slices": {"kind": kind}})
+                rows.append(
+                    {"messages": messages, "tools": tools, "kit": name, "slices": {"kind": kind, "tools": sort}}
+                )
     rng.shuffle(rows)
     OUTPUT.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     print(f"{len(rows)} rows: {OUTPUT}")

@@ -27,6 +27,9 @@ from halo_forge.models.load import load_model
 from halo_forge.models.new_tokens import tokenizer_of
 from halo_forge.pipeline import RunResult, plan, publish_run, run
 from halo_forge.runs import RunDirectory
+from halo_forge.train.methods import load_training_model
+from halo_forge.train.planning.forecast import shape_to_train
+from halo_forge.train.planning.remedies import with_settings
 from training_runs import CPU, Prepared, final_weights, losses, settings, train_now
 
 pytest.importorskip("PIL")
@@ -178,6 +181,22 @@ def test_a_plan_is_made(name: str, finished: Any, tmp_path: Path) -> None:
     done: Finished = finished(name)
     planned = plan(config_of(name, done.model, done.rows, tmp_path / "run"))
     assert planned.num_steps == len(losses(done.result.directory))
+
+
+FREEZING = {"vlm": {"vision.freeze": ["tower", "projector"]}, "audio": {"audio.freeze_encoder": True}}
+
+
+@pytest.mark.parametrize("name", KITS)
+def test_a_plan_counts_the_weights_that_are_trained(name: str, finished: Any) -> None:
+    full = with_settings(finished(name).config, {"training.method": "full"})
+    planned = []
+    for config in (full, with_settings(full, FREEZING.get(name, {}))):
+        model = load_training_model(config, Compute(device=CPU, precision="float32"), tokenizer_of(config.model))
+        trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+        shape = shape_to_train(config)
+        planned.append(shape.num_parameters - shape.frozen)
+        assert planned[-1] == sum(trained)
+    assert (planned[1] < planned[0]) == (name in FREEZING)
 
 
 @pytest.mark.parametrize("name", KITS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class ModelShape:
     active         weights of linear layers that one token is multiplied with, without the head
     adapted          inputs + outputs of all linear layers that get an adapter: a rank of r adds r times as many weights
     adapted_share    input features of those layers as a share of all linear layers
+    frozen           weights that need no gradient
     """
 
     family: str
@@ -42,6 +44,7 @@ class ModelShape:
     active: int
     adapted: int = 0
     adapted_share: float = 0.0
+    frozen: int = 0
 
     @property
     def num_parameters(self) -> int:
@@ -54,15 +57,24 @@ class ModelShape:
 
 
 def read_shape(
-    name: str, revision: str | None = None, *, target_modules: TargetModules | None = None, notify: Notify = silent
+    name: str,
+    revision: str | None = None,
+    *,
+    target_modules: TargetModules | None = None,
+    freeze: Callable[[PreTrainedModel], None] | None = None,
+    notify: Notify = silent,
 ) -> ModelShape:
     """The shape of the model of that name; no weights are read, and none are downloaded.
 
     target_modules  lora.target_modules, or None for training without adapters
+    freeze          takes the gradient from what is not to be trained
     Raises ModelNotFound as `load_model` does, UsageError for a target that no layer is called.
     """
     directory = resolve_model(name, revision, weights=False, notify=notify)
-    return shape_of(empty_model(directory), target_modules)
+    model = empty_model(directory)
+    if freeze is not None:
+        freeze(model)
+    return shape_of(model, target_modules)
 
 
 def empty_model(directory: Path) -> PreTrainedModel:
@@ -101,6 +113,7 @@ def shape_of(model: PreTrainedModel, target_modules: TargetModules | None = None
         active=sum(i * o for i, o in linears.values()) + _active_experts(model, config),
         adapted=sum(inputs + outputs for inputs, outputs in adapted),
         adapted_share=sum(inputs for inputs, _ in adapted) / num_inputs if num_inputs else 0.0,
+        frozen=sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad),
     )
 
 

@@ -205,4 +205,4 @@ def test_the_example_rows_are_sound_and_are_what_their_script_writes(tmp_path: P
     report = check_file(str(directory / "tool_requests.jsonl"))
     assert report.bad_frac == 0
     assert report.dropped <= 2
-    assert any("48 are offered tools and call none" in note for note in report.notes)
+    assert any("84 are offered tools and call none" in note for note in report.notes)

@@ -21,6 +21,7 @@ from halo_forge.config import Config
 from halo_forge.errors import ModelNotFound, UsageError
 from halo_forge.models import add_lora, load_model
 from halo_forge.models.compute import Compute
+from halo_forge.models.partial import train_only
 from halo_forge.models.shape import read_shape, shape_of
 from halo_forge.train.batches import pack_by_tokens
 from halo_forge.train.planning import forecast as forecast_module
@@ -60,6 +61,20 @@ def test_parameters_are_counted_as_the_loaded_model_has_them(tiny_model_dir: Pat
     assert (shape.hidden, shape.intermediate, shape.query, shape.key, shape.num_layers) == (64, 160, 64, 32, 2)
     adapted = add_lora(model, r=4, alpha=8, dropout=0.0, target_modules="all-linear", seed=0)
     assert 4 * shape.adapted == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_what_training_some_weights_freezes_is_not_counted_as_trained(tiny_model_dir: Path) -> None:
+    values = {"model__name": str(tiny_model_dir), "training__method": "full"}
+    some = config_of(**values, training__trainable=["layers.last_1"])
+    model = load_model(str(tiny_model_dir), dtype=torch.float32)
+    train_only(model, ["layers.last_1"])
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    of_some, of_all = (forecast(config, None, BF16).plan for config in (some, config_of(**values)))
+    assert of_some.num_trainable == trained < of_all.num_trainable == of_all.model.num_parameters
+    parts, all_parts = of_some.phases[0].parts, of_all.phases[0].parts
+    assert (parts["gradients"], parts["optimizer"]) == (trained * 4, trained * 8)
+    assert parts["weights"] == all_parts["weights"]
+    assert of_some.disk.checkpoint < of_all.disk.checkpoint
 
 
 def test_other_families_and_some_targets_are_counted_too(tiny_model_dir: Path) -> None:

@@ -194,10 +194,10 @@ class WhisperMedia:
     # ------------------------------------------------------------------------------------------- what the model makes
 
     def configure(self, model: torch.nn.Module) -> None:
-        """Once before adapters are put in and once after: a frozen encoder gets none that train."""
-        if self.audio.freeze_encoder:
-            for parameter in speech_model(model).model.encoder.parameters():
-                parameter.requires_grad_(False)
+        """Once before adapters are put in and once after: a frozen encoder gets none that train. The encoder's sinusoids
+        never train (Whisper's paper, 2.2): transformers' model says so itself, and forgets it when weights are loaded."""
+        encoder = speech_model(model).model.encoder
+        (encoder if self.audio.freeze_encoder else encoder.embed_positions).requires_grad_(False)
 
     def _keeps(self, encoder: torch.nn.Module) -> bool:
         """Whether what this encoder makes of a sound stays as it is."""

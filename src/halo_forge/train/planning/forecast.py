@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from halo_forge.config.schema import Config
+from halo_forge.domains import domain_that_reads
+from halo_forge.domains.media import open_media
 from halo_forge.models.compute import Compute
+from halo_forge.models.load import load_tokenizer
 from halo_forge.models.machine import resident_bytes, usable_bytes
-from halo_forge.models.shape import read_shape
+from halo_forge.models.partial import train_only
+from halo_forge.models.shape import ModelShape, read_shape
 from halo_forge.runs import IDENTITY_SECTIONS
 from halo_forge.train.planning.planner import TIGHT_SHARE, Machine, RunPlan, plan_run
 from halo_forge.train.planning.remedies import Change, changes_that_help
@@ -64,16 +69,13 @@ def forecast(
     Raises ModelNotFound, and UsageError for lora.target_modules that the model has not.
     """
     num_processes = current_processes().count
-    targets = config.lora.target_modules if config.training.method == "lora" else None
-    shape = read_shape(config.model.name, config.model.revision, target_modules=targets)
-    shapes = {config.training.method: shape}
+    shapes = {config.training.method: shape_to_train(config)}
     machine = this_machine(config, compute, directory, num_processes, in_this_process=in_this_process)
 
     def planned(changed: Config, recompute: bool | None = None) -> RunPlan:
         method = changed.training.method
         if method not in shapes:
-            adapted = changed.lora.target_modules if method == "lora" else None
-            shapes[method] = read_shape(changed.model.name, changed.model.revision, target_modules=adapted)
+            shapes[method] = shape_to_train(changed)
         packing = Packing.of(changed, compute, num_processes)
         precision = "bfloat16" if changed.training.bf16 is True else compute.precision
         used = _with_precision(machine, precision)
@@ -85,6 +87,25 @@ def forecast(
     plan = planned(config, recompute)
     changes = changes_that_help(config, plan, lambda changed: planned(changed, recompute or None))
     return Forecast(plan=plan, changes=tuple(changes), recompute_reason=reason)
+
+
+def shape_to_train(config: Config) -> ModelShape:
+    """The shape of the configured model, with what the configuration freezes; no weights are read."""
+    method, name, revision = config.training.method, config.model.name, config.model.revision
+    if method != "full":
+        targets = config.lora.target_modules if method == "lora" else None
+        return read_shape(name, revision, target_modules=targets)
+
+    def freeze(model: PreTrainedModel) -> None:
+        media = None
+        if domain_that_reads(model.config.model_type) is not None:
+            media = open_media(config, load_tokenizer(name, revision=revision))
+        if media is not None:
+            media.configure(model)
+        if config.training.trainable is not None:
+            train_only(model, config.training.trainable)
+
+    return read_shape(name, revision, freeze=freeze)
 
 
 def choose_recompute(config: Config, kept: RunPlan, recomputed: RunPlan) -> tuple[bool, str]:

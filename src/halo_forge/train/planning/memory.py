@@ -115,7 +115,9 @@ class MemoryInputs:
 
     @property
     def num_trainable(self) -> int:
-        return self.shape.num_parameters if self.method == "full" else self.rank * self.shape.adapted
+        if self.method == "full":
+            return self.shape.num_parameters - self.shape.frozen
+        return self.rank * self.shape.adapted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
