@@ -28,8 +28,8 @@ from halo_forge.data.split import SPLITS, assign_splits, helped_words, repeated_
 from halo_forge.runs import Notify
 
 NARROW = (
-    "source", "line", "code", "flags", "fixes", "prompt_key", "answer_key", "group", "stratum", "exact", "bands",
-    "num_tokens", "is_document", "is_hit", "language", "num_supervised", "style", "calls",
+    "source", "line", "code", "flags", "fixes", "prompt_key", "question_key", "answer_key", "group", "stratum", "exact",
+    "bands", "num_tokens", "is_document", "is_hit", "language", "num_supervised", "style", "calls",
 )  # fmt: skip
 CopyKind = Literal["exact", "near", "semantic"]
 NUM_SHOWN = 5
@@ -43,7 +43,7 @@ class Rows:
 
     source, role          int32, int8 [num_rows]  index of the source; 0 train, 1 validation, 2 holdout
     line                  int64 [num_rows]
-    prompt_key, answer_key, exact   uint64 [num_rows, 2]       bands  uint64 [num_rows, num_bands]
+    prompt_key, question_key, answer_key, exact   uint64 [num_rows, 2]       bands  uint64 [num_rows, num_bands]
     split                 int8 [num_rows]  as role, or -1
     decided               bool [num_rows]  rows in left_out or flags
     """
@@ -95,7 +95,7 @@ class Rows:
 
 def _column(table: pa.Table, name: str) -> np.ndarray:
     column = table[name].combine_chunks()
-    if name in ("prompt_key", "answer_key", "exact"):
+    if name in ("prompt_key", "question_key", "answer_key", "exact"):
         return _fixed_bytes(column)
     if name == "bands":
         return np.asarray(column.flatten().to_numpy(zero_copy_only=False)).reshape(len(column), -1)
@@ -258,7 +258,7 @@ def excerpt_of(line: bytes) -> str:
 
 def _contradictions(rows: Rows, actions: Mapping[str, RowAction]) -> None:
     eligible = rows.kept & (rows.role == 0)
-    groups = find_contradictions(rows.columns["prompt_key"], rows.columns["answer_key"], eligible)
+    groups = find_contradictions(rows.columns["question_key"], rows.columns["answer_key"], eligible)
     for group in groups:
         first, *others = (int(row) for row in group)
         rows.settle(others, "contradiction", actions["contradiction"], f"another answer at {rows.place(first)}")

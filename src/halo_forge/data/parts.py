@@ -40,6 +40,7 @@ SCHEMA = pa.schema(
         ("prompt", pa.string()),  # plain, as copies and overlap are judged by
         ("answer", pa.string()),
         ("prompt_key", pa.binary(16)),
+        ("question_key", pa.binary(16)),
         ("answer_key", pa.binary(16)),
         ("group", pa.uint64()),
         ("stratum", pa.string()),
@@ -88,6 +89,7 @@ def part_of(drafts: Sequence[Draft]) -> pa.RecordBatch:
         "prompt": pa.array([draft.prompt if ok else None for draft, ok in zip(drafts, kept, strict=True)], pa.string()),
         "answer": pa.array([draft.answer if ok else None for draft, ok in zip(drafts, kept, strict=True)], pa.string()),
         "prompt_key": pa.array(keys, pa.binary(16)),
+        "question_key": pa.array([_question_key(*row) for row in zip(drafts, keys, strict=True)], pa.binary(16)),
         "answer_key": pa.array([_digest(draft.answer) for draft in drafts], pa.binary(16)),
         "group": pa.array([group_key(draft.prompt_key or NO_PROMPT, draft.group) for draft in drafts], pa.uint64()),
         "stratum": pa.array([draft.stratum for draft in drafts], pa.string()),
@@ -114,6 +116,12 @@ def _asked(draft: Draft) -> str:
     copy: rows that teach to call nothing are often of that kind."""
     tools = draft.conversation.tools if draft.conversation is not None else ()
     return "\n".join((draft.prompt, *map(name_of, tools))) if tools else draft.prompt
+
+
+def _question_key(draft: Draft, prompt_key: bytes) -> bytes:
+    """What contradictions are judged by: the prompt, and which tools it offers."""
+    tools = draft.conversation.tools if draft.conversation is not None else ()
+    return _digest("\n".join((prompt_key.hex(), *map(name_of, tools)))) if tools else prompt_key
 
 
 _NO_IDS, _NO_WEIGHTS = np.zeros(0, np.int32), np.zeros(0, np.float32)

@@ -53,7 +53,7 @@ from halo_forge.runs import (
     write_artifact,
 )
 
-CODE_SCHEMA = 5
+CODE_SCHEMA = 6
 """Raised when the same inputs give other files, so that a run directory's old ones are not taken for current."""
 MANIFEST, LEDGER, QUARANTINE = "data/manifest.json", "data/ledger.jsonl", "data/quarantine.jsonl"
 UNREAD_SETTINGS = frozenset({"train_file", "dataset", "validation_file", "holdout_file", "num_workers"})

@@ -194,6 +194,14 @@ def test_bfcl_rows_that_want_no_call() -> None:
         bfcl_row(row | {"id": "simple_3"})
 
 
+def test_the_same_question_beside_other_tools_is_no_contradiction(tmp_path: Path) -> None:
+    refused = {"messages": [Q, A], "tools": [{"name": "tides", "parameters": CITY}]}
+    apart = check_file(written(tmp_path / "apart.jsonl", called(call()), refused))
+    assert not any("contradiction" in note for note in apart.notes)
+    same = check_file(written(tmp_path / "same.jsonl", called(call()), {**refused, "tools": [WEATHER]}))
+    assert any("contradiction" in note for note in same.notes)
+
+
 def test_the_example_rows_are_sound_and_are_what_their_script_writes(tmp_path: Path) -> None:
     import runpy
 

@@ -194,8 +194,8 @@ class WhisperMedia:
     # ------------------------------------------------------------------------------------------- what the model makes
 
     def configure(self, model: torch.nn.Module) -> None:
-        """Once before adapters are put in and once after: a frozen encoder gets none that train. The encoder's sinusoids
-        never train (Whisper's paper, 2.2): transformers' model says so itself, and forgets it when weights are loaded."""
+        """Once before adapters are put in and once after: a frozen encoder gets none that train. The sinusoids of the
+        encoder never train (Whisper's paper, 2.2): transformers' model says so, too, and forgets it on loading."""
         encoder = speech_model(model).model.encoder
         (encoder if self.audio.freeze_encoder else encoder.embed_positions).requires_grad_(False)
 
