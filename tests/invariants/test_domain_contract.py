@@ -209,6 +209,8 @@ def test_a_verdict_is_reached(name: str, finished: Any) -> None:
     overall = {row.metric: row for row in done.result.report.comparisons if row.slice == "all"}
     assert overall["perplexity"].tuned.value < overall["perplexity"].base.value
     assert overall["exact_match"].tuned.n == done.result.report.num_items > 3
+    answers = [json.loads(line) for line in (done.result.directory / "eval/answers.jsonl").read_text().splitlines()]
+    assert all(bool(answer.get("media")) == (name in WITH_MEDIA) for answer in answers)
     measured = [row.tuned.value for row in overall.values() if row.tuned.status == "measured"]
     assert np.isfinite(measured).all()
 

@@ -285,6 +285,8 @@ def _answer_lines(
         places = [turn.place for turn in item.task.turns if turn.place is not None] if item.task else []
         if places:
             line["earlier_turns"] = [turns[place] for place in places]
+        if item.prompt is not None and item.prompt.media:
+            line["media"] = [{"kind": m.kind, "path": m.path, "sha256": m.sha256} for m in item.prompt.media]
         lines.append(_json_line(line))
     return "".join(lines)
 

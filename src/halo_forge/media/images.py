@@ -149,11 +149,11 @@ def thumbnail_uri(data: bytes, where: str, side: int = 96) -> str:
 
 
 def thumbnails(media: Sequence[Medium]) -> list[str]:
-    """Small copies of the images among media; one that cannot be read any more is left out."""
+    """Small copies of the images among media; one that cannot be read any more, or not here, is left out."""
     found = []
     for medium in media:
         if medium.kind == "image":
-            with suppress(DataError):
+            with suppress(DataError, RowError, UsageError):
                 found.append(thumbnail_uri(read_medium(medium), medium.path))
     return found
 

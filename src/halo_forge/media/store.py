@@ -61,6 +61,8 @@ def read_medium(medium: MediaPart | Medium) -> bytes:
     """The bytes that were prepared. Raises DataError where they are gone or are others."""
     place = _cached(medium.path.removeprefix(CACHE)) if medium.path.startswith(CACHE) else Path(medium.path)
     try:
+        if place.exists() and not place.is_file():  # a device or a pipe would never end
+            raise OSError(None, "not a file")
         data = place.read_bytes()
     except OSError as error:
         raise DataError(

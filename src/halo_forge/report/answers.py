@@ -42,6 +42,8 @@ class ShownItem:
     reference: Clipped
     base: ShownAnswer
     tuned: ShownAnswer
+    images: tuple[str, ...] = ()  # small copies, as data: addresses
+    media: tuple[str, ...] = ()  # where what was seen or heard lies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +153,17 @@ def _shown_item(number: int, mark: Mark, item: AnsweredItem, frame: tuple[str, s
         reference=clip(item.reference, ANSWER_CHARS),
         base=_shown_answer(item.base, None),
         tuned=_shown_answer(item.tuned, item.reference),
+        images=_images(item),
+        media=tuple(f"{medium.kind} {medium.path}" for medium in item.media),
     )
+
+
+def _images(item: AnsweredItem) -> tuple[str, ...]:
+    if not item.media:
+        return ()
+    from halo_forge.media.images import thumbnails
+
+    return tuple(thumbnails(item.media))
 
 
 def _shown_answer(answer: GivenAnswer, reference: str | None) -> ShownAnswer:

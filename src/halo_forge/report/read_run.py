@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from halo_forge.artifacts import Artifact, EvalReport, GateDecision, PreparedData, Release, TrainedModel
 from halo_forge.diagnosis import Diagnosis, Series, curves_of, diagnose_lines
 from halo_forge.errors import DataError
 from halo_forge.report.ledger_digest import LedgerDigest, read_ledger
 from halo_forge.runs import RunDirectory, read_artifact
+
+if TYPE_CHECKING:
+    from halo_forge.chat.records import Medium
 
 _SUITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 ArtifactType = TypeVar("ArtifactType", bound=Artifact)
@@ -79,6 +82,7 @@ class AnsweredItem:
     reference: str
     base: GivenAnswer
     tuned: GivenAnswer
+    media: tuple[Medium, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +273,7 @@ def _read_answers(path: Path, problems: list[str]) -> list[AnsweredItem]:
                     reference=_text(row["reference"]),
                     base=_answer(row["base"]),
                     tuned=_answer(row["tuned"]),
+                    media=_media(row.get("media", ())),
                 )
             )
         except (TypeError, ValueError, KeyError, AttributeError):
@@ -276,6 +281,14 @@ def _read_answers(path: Path, problems: list[str]) -> list[AnsweredItem]:
     if num_bad:
         problems.append(f"{num_bad} lines of {path.name} are not answers of base and tuned; they are left out")
     return items
+
+
+def _media(rows: Iterable[Mapping[str, Any]]) -> tuple[Medium, ...]:
+    if not rows:  # the record lies with what reads Arrow files, and a page of texts does without
+        return ()
+    from halo_forge.chat.records import Medium
+
+    return tuple(Medium(kind=row["kind"], path=str(row["path"]), sha256=str(row["sha256"])) for row in rows)
 
 
 def _read_flips(path: Path, problems: list[str]) -> list[Flip]:

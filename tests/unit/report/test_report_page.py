@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import json
 import os
 import re
@@ -237,6 +240,37 @@ def test_long_answers_are_cut_with_a_count(builder: ModuleType, tmp_path: Path) 
     assert "… 99,100 characters more" in words
     assert "… 99,300 characters more" in words
     assert "y … 99,945 characters more" in words
+
+
+def test_an_answer_stands_below_what_was_seen_and_heard(builder: ModuleType, tmp_path: Path) -> None:
+    """A picture whose bytes are those that were asked about; one that changed, is gone or never was a file is named
+    without being shown."""
+    pillow = pytest.importorskip("PIL.Image")
+    picture = tmp_path / "seen.png"
+    pillow.new("RGB", (300, 200), (200, 10, 10)).save(picture)
+    sha256 = hashlib.sha256(picture.read_bytes()).hexdigest()
+    of = {
+        0: [("image", str(picture), sha256)],
+        1: [("image", str(picture), "0" * 64)],
+        2: [("image", "/dev/zero", sha256), ("image", str(tmp_path / "gone.png"), sha256)],
+        3: [("audio", "heard<b>.wav", sha256)],
+    }
+
+    def alter(index: int, line: dict) -> None:
+        if index in of:
+            line["media"] = [{"kind": kind, "path": path, "sha256": of_bytes} for kind, path, of_bytes in of[index]]
+            line["tuned"]["scores"]["exact_match"], line["base"]["scores"]["exact_match"] = 0.0, 1.0  # shown first
+
+    page = page_of(builder.build_run(tmp_path / "run", alter_answer=alter).run)
+    shown = [fields["src"] for tag, fields in page.tags if tag == "img"]
+    assert len(shown) == 1
+    small = pillow.open(io.BytesIO(base64.b64decode(str(shown[0]).partition(",")[2])))
+    assert small.width <= 200
+    assert small.getpixel((5, 5)) == (200, 10, 10)
+    words = page.words("evaluation")
+    assert words.count(f"image {picture}") == 2
+    assert f"image /dev/zero, image {tmp_path / 'gone.png'}" in words
+    assert "audio heard<b>.wav" in words
 
 
 # ---------------------------------------------------------------------------------------------- unfinished and broken

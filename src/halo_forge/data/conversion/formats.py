@@ -33,7 +33,7 @@ from typing import Any
 from halo_forge.chat.records import Conversation, MediaPart, Message, SourceRef
 from halo_forge.chat.store import conversation_from_record
 from halo_forge.config.schema import RowFormat
-from halo_forge.data.conversion.content_parts import media_column, refused_media
+from halo_forge.data.conversion.content_parts import MEDIA_COLUMNS, media_column, refused_media
 from halo_forge.data.conversion.conversation_shapes import LIST_COLUMNS, TOOL_FORMATS, row_messages
 from halo_forge.data.conversion.identity import content_sha256, prompt_key
 from halo_forge.data.conversion.media import with_media
@@ -186,6 +186,8 @@ def detect(path: str, values: Sequence[Mapping[str, Any]], forced: RowFormat = "
     spec = FORMATS[found]
     lists = LIST_COLUMNS if found in ("messages", "sharegpt") else ()
     read = {*spec.prompt, *spec.answer, *spec.optional, *ROW_COLUMNS, *lists} - {"rejected", "label"}
+    if found != "text":  # what they hold is read, or the row refused
+        read |= MEDIA_COLUMNS.keys()
     unused = tuple(sorted(column for column in columns if column not in read and column not in RESERVED_COLUMNS))
     return Verdict(
         format=found, columns=columns, unused=unused, forced=forced != "auto", votes=tuple(votes.most_common()),
