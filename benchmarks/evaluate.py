@@ -2,6 +2,7 @@
 
     python benchmarks/evaluate.py --tree ../shared/data/benchmarks --pairs 5
     python benchmarks/evaluate.py --only generate --dtype bfloat16 --pairs 5
+    python benchmarks/evaluate.py --only few_shot --pairs 5      questions of GSM8K behind four answered ones
 
 Each contestant runs in a fresh process, ours and theirs in turn after one warm-up each, on the same items; reported is
 the median of the pairs' ratios with the lowest and highest. What is timed is the work on requests that are there
@@ -27,7 +28,7 @@ MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 LIKELIHOOD_TASKS = {"hellaswag": 24, "truthfulqa_mc1": 12, "mmlu_abstract_algebra": 24}
 THEIR_BATCH = {"hellaswag": 16, "truthfulqa_mc1": 16, "mmlu_abstract_algebra": 8}
 """Of its `hf` model. Not searched beyond this: batches of equal lengths this large keep its padding small."""
-NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS, BATCH = 16, 100, 64, 8
+NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS, BATCH, NUM_SHOTS = 16, 100, 64, 8, 4
 
 
 def main() -> None:
@@ -36,14 +37,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--only", default=None, help="generate, or a task of likelihoods")
+    parser.add_argument("--only", default=None, help="generate, few_shot, or a task of likelihoods")
     parser.add_argument("--contestant", default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contestant:
         print(json.dumps(contest(options)))
         return
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for workload in [options.only] if options.only else ["generate", *LIKELIHOOD_TASKS]:
+    for workload in [options.only] if options.only else [*GENERATION, *LIKELIHOOD_TASKS]:
         known[f"{workload} {options.dtype} {options.threads} threads"] = race(workload, options)
         RESULTS.write_text(json.dumps(known, indent=2) + "\n")
 
@@ -95,7 +96,7 @@ def contest(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     model = load_model(MODEL, dtype=getattr(torch, options.dtype), attn_implementation="sdpa").eval()
     tokenizer = load_tokenizer(MODEL)
-    run = generation if options.only == "generate" else likelihoods
+    run = generation if options.only in GENERATION else likelihoods
     time_s, output = run(model, tokenizer, options)
     machine = {
         "threads": torch.get_num_threads(),
@@ -106,15 +107,12 @@ def contest(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def generation(model: Any, tokenizer: Any, options: argparse.Namespace) -> tuple[float, list[str]]:
-    """Prompts of one length and answers of one length: no padding and no early end helps anybody."""
+    """Answers of one length: no early end helps anybody."""
     import torch
 
     from halo_forge.models.generate import Prompt, generate
 
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(100, 40_000, (NUM_PROMPTS, PROMPT_TOKENS), generator=generator)
-    prompts = [Prompt(tuple(row.tolist()), frozenset()) for row in ids]
-
+    prompts = [Prompt(ids, frozenset()) for ids in GENERATION[str(options.only)](tokenizer, options)]
     model.generation_config.eos_token_id = None
 
     def ours(count: int, new_tokens: int) -> list[str]:
@@ -122,21 +120,47 @@ def generation(model: Any, tokenizer: Any, options: argparse.Namespace) -> tuple
         return [answer.text for answer in found]
 
     def theirs(count: int, new_tokens: int) -> list[str]:
-        found = []
-        for batch in ids[:count].split(BATCH):
+        found = {}
+        by_length = sorted(range(count), key=lambda index: -len(prompts[index].token_ids))
+        for start in range(0, count, BATCH):
+            asked = by_length[start : start + BATCH]
+            rows = [torch.tensor(prompts[index].token_ids) for index in asked]
+            ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_side="left")
+            ones = [torch.ones_like(row) for row in rows]
+            mask = torch.nn.utils.rnn.pad_sequence(ones, batch_first=True, padding_side="left")
             with torch.no_grad():
                 output = model.generate(
-                    input_ids=batch, attention_mask=torch.ones_like(batch), do_sample=False,
-                    max_new_tokens=new_tokens, pad_token_id=0,
-                )  # fmt: skip
-            found += [str(row) for row in output[:, PROMPT_TOKENS:].tolist()]
-        return found
+                    input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=new_tokens, pad_token_id=0
+                )
+            found |= {index: str(row) for index, row in zip(asked, output[:, ids.shape[1] :].tolist(), strict=True)}
+        return [found[index] for index in range(count)]
 
     run = ours if options.contestant == "ours" else theirs
     run(BATCH, 4)
     began = time.perf_counter()
     output = run(NUM_PROMPTS, NEW_TOKENS)
     return time.perf_counter() - began, output
+
+
+def random_prompts(tokenizer: Any, options: argparse.Namespace) -> list[tuple[int, ...]]:
+    """Of one length, and nothing in common: nobody pads, nobody shares."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(100, 40_000, (NUM_PROMPTS, PROMPT_TOKENS), generator=generator)
+    return [tuple(row.tolist()) for row in ids]
+
+
+def few_shot_prompts(tokenizer: Any, options: argparse.Namespace) -> list[tuple[int, ...]]:
+    """Questions behind the same four answered ones, as lm-eval's GSM8K asks them."""
+    with open(options.tree.parent / "gsm8k_train.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line) for line, _ in zip(file, range(NUM_SHOTS + NUM_PROMPTS), strict=False)]
+    shots = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in rows[:NUM_SHOTS])
+    texts = [f"{shots}Question: {row['question']}\nAnswer:" for row in rows[NUM_SHOTS:]]
+    return [tuple(tokenizer(text)["input_ids"]) for text in texts]
+
+
+GENERATION = {"generate": random_prompts, "few_shot": few_shot_prompts}
 
 
 def likelihoods(model: Any, tokenizer: Any, options: argparse.Namespace) -> tuple[float, list[Any]]:

@@ -30,12 +30,12 @@ from halo_forge.runs import cache_directory, library_versions, sha256_bytes, sha
 VALUES_PER_TENSOR = 1024
 DECISIVE_LIBRARIES = ("torch", "transformers", "peft")
 DECISIVE_FILES = (
-    "models/generate.py", "models/kv_cache.py", "models/forward.py", "evaluate/heldout.py", "evaluate/answer_cache.py",
-    "evaluate/retention.py", "models/fast/generation.py", "models/fast/scoring.py", "models/fast/decoder.py",
-    "models/fast/attention.py", "models/sampling.py", "evaluate/bench/own_model.py", "domains/documents.py",
-    "domains/vlm/answers.py", "domains/vlm/eyes.py", "domains/vlm/forward.py", "domains/audio/attention.py",
-    "domains/audio/decoding.py", "domains/audio/features.py", "domains/audio/whisper.py", "media/images.py",
-    "media/sounds.py",
+    "models/generate.py", "models/kv_cache.py", "models/forward.py", "evaluate/heldout.py",
+    "evaluate/answer_cache.py", "evaluate/retention.py", "models/fast/generation.py", "models/fast/scoring.py",
+    "models/fast/decoder.py", "models/fast/attention.py", "models/sampling.py", "models/shared_prefix.py",
+    "evaluate/bench/own_model.py", "domains/documents.py", "domains/vlm/answers.py", "domains/vlm/eyes.py",
+    "domains/vlm/forward.py", "domains/audio/attention.py", "domains/audio/decoding.py",
+    "domains/audio/features.py", "domains/audio/whisper.py", "media/images.py", "media/sounds.py",
 )  # fmt: skip
 """Files whose change makes kept results worthless."""
 

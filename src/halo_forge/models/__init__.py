@@ -6,7 +6,8 @@
     save.py        final_model/ that anybody can load          precision.py  device, bf16 or fp32, platform rules
     bottleneck.py  bottleneck adapters behind each layer       quantised.py  a base in 4 bits
     partial.py     some of the model's own weights             new_tokens.py tokens and rows that the base has not
-    generate.py    answers, batched (kv_cache.py, sampling.py) forward.py    a model called with padded rows
+    generate.py    answers, batched (kv_cache.py, sampling.py, shared_prefix.py: what prompts begin with is read once)
+    forward.py     a model called with padded rows
 
 `resolve`, `hub` and `inspection` import neither torch nor transformers, so that a wrong name fails in a moment; the
 names below load their module on first use.

@@ -26,9 +26,8 @@ from halo_forge.models.fast.generation import by_transformers, decoding_step
 from halo_forge.models.forward import keep_going, language_model, padded_attention
 from halo_forge.models.kv_cache import SlotLayer, slot_cache
 from halo_forge.models.sampling import Sampling, sample_tokens
+from halo_forge.models.shared_prefix import Forward, SharedPrefix, close_gaps, find_shared, lay_before
 
-Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Cache], torch.Tensor]
-"""(ids [B, L], mask [B, C], positions [B, L], cache) -> logits [B, vocabulary] behind the last column."""
 Prefill = Callable[[Sequence[int], torch.Tensor, torch.Tensor, torch.Tensor, Cache], torch.Tensor]
 """(prompts' numbers [B], ids [B, L], mask, positions, cache) -> logits [B, vocabulary] behind the last column."""
 _PREFILL: ContextVar[Prefill | None] = ContextVar("prefill", default=None)
@@ -109,8 +108,12 @@ def generate(
     with torch.no_grad(), padded_attention(inner):
         pays = queue and sum(budgets) >= MIN_FAST_STEPS * min(batch_size, len(prompts))
         forward = (decoding_step(inner) if pays else None) or partial(by_transformers, inner)
+        prefix = None
+        if queue and _PREFILL.get() is None:
+            prefix = find_shared([prompts[index].token_ids for index in queue], None, forward, inner)
         while queue:
-            _Decoding(inner, prompts, budgets, finish, longest, decode, forward, sampling).run(queue, batch_size, check)
+            decoding = _Decoding(inner, prompts, budgets, finish, longest, decode, forward, sampling, prefix)
+            decoding.run(queue, batch_size, check)
     return [finished[index] for index in range(len(prompts))]
 
 
@@ -136,9 +139,10 @@ class _Decoding:
         decode: Callable[[list[int]], str],
         forward: Forward,
         sampling: Sampling | None,
+        prefix: SharedPrefix | None,
     ) -> None:
         self.model, self.prompts, self.budgets, self.finish = model, prompts, budgets, finish
-        self.decode, self.forward = decode, forward
+        self.decode, self.forward, self.prefix = decode, forward, prefix
         self.last_position = None if longest is None else longest - 1
         self.rows: list[_Row] = []
         self.sampling = sampling
@@ -161,26 +165,31 @@ class _Decoding:
                 self._step()
 
     def _prefill(self, indices: Sequence[int]) -> tuple[Cache, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Read prompts, left-padded to L columns: (cache, mask [B, L], first tokens [B], their positions [B])."""
-        device = self.model.device
-        lengths = [len(self.prompts[index].token_ids) for index in indices]
-        num_columns = max(lengths)
-        input_ids = torch.zeros((len(indices), num_columns), dtype=torch.int64)
-        mask = torch.zeros((len(indices), num_columns), dtype=torch.bool)
-        for row, index in enumerate(indices):
-            input_ids[row, num_columns - lengths[row] :] = torch.tensor(self.prompts[index].token_ids)
-            mask[row, num_columns - lengths[row] :] = True
-        positions = (mask.cumsum(1) - 1).clamp_(min=0)
+        """Read prompts, left-padded to C columns: (cache, mask [B, C], first tokens [B], their positions [B])."""
+        device, prefill = self.model.device, _PREFILL.get()
+        prompts = [self.prompts[index].token_ids for index in indices]
+        prefix = find_shared(prompts, self.prefix, self.forward, self.model) if prefill is None else None
+        num_shared = 0 if prefix is None else len(prefix.token_ids)
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        num_columns = int(lengths.max())
+        columns = torch.arange(num_columns)
+        mask = columns >= num_columns - lengths[:, None]
+        positions = (mask.cumsum(1) - 1).clamp_(min=0)[:, num_shared:]
+        input_ids = torch.zeros((len(indices), num_columns - num_shared), dtype=torch.int64)
+        for row, prompt in enumerate(prompts):
+            input_ids[row, num_columns - len(prompt) :] = torch.tensor(prompt[num_shared:])
         cache = slot_cache(self.model.config) or DynamicCache(config=self.model.config)
-        prefill = _PREFILL.get()
-        if prefill is not None:
-            logits = prefill(indices, input_ids.to(device), mask.to(device), positions.to(device), cache)
-        else:
-            logits = self.forward(input_ids.to(device), mask.to(device), positions.to(device), cache)
-        next_positions = torch.tensor(lengths, device=device)
+        read = self.forward if prefill is None else partial(prefill, indices)
+        seen = mask
+        if prefix is not None:  # it lies at the left until the rest is read, which is padded behind it
+            lay_before(_slot_layers(cache), prefix, len(indices))
+            seen = (columns < num_shared) | (columns >= num_columns - lengths[:, None] + num_shared)
+        logits = read(input_ids.to(device), seen.to(device), positions.to(device), cache)
+        if prefix is not None:
+            close_gaps(_slot_layers(cache), num_shared, (num_columns - lengths).tolist())
         if self.sampling is not None:
             self.draws.update({index: self.sampling.draws(index) for index in indices})
-        return cache, mask.to(device), self._choose(logits, indices), next_positions
+        return cache, mask.to(device), self._choose(logits, indices), lengths.to(device)
 
     def _choose(self, logits: torch.Tensor, indices: Sequence[int | None]) -> torch.Tensor:
         """The next token of each row, int64 [B], from logits [B, V]; rows without a prompt draw nothing."""

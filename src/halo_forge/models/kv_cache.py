@@ -66,6 +66,12 @@ class SlotLayer(DynamicLayer):
             self._key_buffer[row, :, start:end] = row_keys
             self._value_buffer[row, :, start:end] = row_values
 
+    def move_right(self, row: int, num_columns: int, by: int) -> None:
+        """Copy the first columns of a row so many columns further; where they lay, old, finite values stay."""
+        start = self._first
+        for buffer in (self._key_buffer, self._value_buffer):
+            buffer[row, :, start + by : start + by + num_columns] = buffer[row, :, start : start + num_columns].clone()
+
     def _reserve(self, num_columns: int) -> None:
         used = slice(self._first, self._first + self._num)
         self._key_buffer = _with_room(self._key_buffer[:, :, used], num_columns)
