@@ -21,6 +21,8 @@ from halo_forge.domains import all_domains, get_domain
 from halo_forge.domains.documents import documents
 from halo_forge.domains.media import Media, open_media
 from halo_forge.errors import DataError, Interrupted
+from halo_forge.evaluate.released import compare_versions, read_scores
+from halo_forge.evaluate.statistics import Resampling
 from halo_forge.media.store import keep_bytes, read_medium
 from halo_forge.models.compute import Compute
 from halo_forge.models.load import load_model
@@ -209,6 +211,14 @@ def test_a_verdict_is_reached(name: str, finished: Any) -> None:
     overall = {row.metric: row for row in done.result.report.comparisons if row.slice == "all"}
     assert overall["perplexity"].tuned.value < overall["perplexity"].base.value
     assert overall["exact_match"].tuned.n == done.result.report.num_items > 3
+    scores = read_scores(done.result.directory / "eval/scores.jsonl")  # held against itself, as a release would be
+    again = {
+        row.metric: row.delta.value
+        for row in compare_versions(scores, scores, done.result.report, Resampling(0.95, 50, 0))
+        if row.tuned.slice == "all"
+    }
+    assert set(again.values()) == {0}
+    assert {"perplexity", "exact_match", *({"wer"} & overall.keys())} <= again.keys()
     answers = [json.loads(line) for line in (done.result.directory / "eval/answers.jsonl").read_text().splitlines()]
     assert all(bool(answer.get("media")) == (name in WITH_MEDIA) for answer in answers)
     measured = [row.tuned.value for row in overall.values() if row.tuned.status == "measured"]

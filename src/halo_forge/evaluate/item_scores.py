@@ -71,6 +71,7 @@ def _item_lines(items: Sequence[Item], tuned: Measured, scored: Scored, slices: 
             "slices": dict(labels),
             **_likelihood(float(tuned.nll_sums[index]), int(tuned.num_tokens[index])),
             "scores": scores,
+            **({"units": units} if (units := {name: int(of[index]) for name, of in scored.units.items()}) else {}),
         }
 
 

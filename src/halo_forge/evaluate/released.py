@@ -15,7 +15,7 @@ from halo_forge.artifacts import Comparison, EvalReport, Measurement
 from halo_forge.errors import DataError
 from halo_forge.evaluate.compare import compare_items, comparison_of, kind_of, marked
 from halo_forge.evaluate.item_scores import SUITE_SET
-from halo_forge.evaluate.statistics import Resampling, compare_perplexities
+from halo_forge.evaluate.statistics import Resampling, compare_error_rates, compare_perplexities
 from halo_forge.evaluate.suites.comparing import compare_judged
 from halo_forge.evaluate.suites.scoring import Judged
 from halo_forge.metrics import BENCH_PREFIX, METRIC_FACTS
@@ -73,6 +73,8 @@ def _checked(item: dict[str, Any]) -> dict[str, Any]:
     numbers = {name: float(value) for name, value in item.get("scores", {}).items()}
     slices = {str(kind): str(name) for kind, name in item.get("slices", {}).items()}
     checked: dict[str, Any] = {"scores": numbers, "slices": slices}
+    if "units" in item:
+        checked["units"] = {str(name): int(count) for name, count in item["units"].items()}
     if "nll" in item:
         checked |= {"nll": float(item["nll"]), "num_tokens": int(item["num_tokens"])}
     if not all(map(math.isfinite, (*numbers.values(), checked.get("nll", 0.0)))):
@@ -150,8 +152,11 @@ def _of_scores(
     rows: Mapping[str, Measurement],
 ) -> Iterator[Comparison]:
     for metric in sorted({name for key in keys for name in own.items[key]["scores"]}):
-        if metric not in rows or (metric in METRIC_FACTS and METRIC_FACTS[metric].kind == "errors"):
-            continue  # a mean of rates is not the rate of all
+        if metric not in rows:
+            continue
+        if metric in METRIC_FACTS and METRIC_FACTS[metric].kind == "errors":
+            yield from _of_error_rates(metric, own, other, keys, label, resampling, rows[metric].subsampled)
+            continue
         if metric == "schema_valid" and own.header.get("json_schema") != other.header.get("json_schema"):
             continue
         both = [(own.items[key]["scores"], other.items[key]["scores"]) for key in keys]
@@ -162,6 +167,31 @@ def _of_scores(
         direction = rows[metric].direction
         (found,) = compare_items(metric, direction, kind_of(before, now), before, now, {}, resampling)
         yield marked(found, label, rows[metric].subsampled)
+
+
+def _of_error_rates(
+    metric: str,
+    own: ItemScores,
+    other: ItemScores,
+    keys: Sequence[Key],
+    label: str,
+    resampling: Resampling,
+    subsampled: bool,
+) -> Iterator[Comparison]:
+    """All edits over all words (or characters); versions of before these were kept are not compared."""
+    rates = []
+    for key in keys:
+        a, b = own.items[key], other.items[key]
+        units = a.get("units", {}).get(metric, 0)
+        if units and units == b.get("units", {}).get(metric) and metric in a["scores"] and metric in b["scores"]:
+            rates.append((a["scores"][metric], b["scores"][metric], units))
+    if not rates:
+        return
+    now, before, num_units = (np.array(column, dtype=np.float64) for column in zip(*rates, strict=True))
+    estimate = compare_error_rates(before * num_units, now * num_units, num_units, resampling)
+    changes = int((now < before).sum()), int((now > before).sum())
+    found = comparison_of(metric, METRIC_FACTS[metric].direction, estimate, len(rates), changes)
+    yield marked(found, label, subsampled)
 
 
 def _of_suites(

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from halo_forge.artifacts import GateDecision, ReleasedComparison
+from halo_forge.artifacts import Comparison, GateDecision, Measurement, ReleasedComparison
 from halo_forge.errors import DataError
 from halo_forge.evaluate.compare import compare_items, marked
-from halo_forge.evaluate.released import read_scores
+from halo_forge.evaluate.released import ItemScores, compare_versions, read_scores
 from halo_forge.evaluate.statistics import Resampling, compare_rates
 from halo_forge.publish import publish, verify_release
 from halo_forge.publish.registry import set_alias
@@ -128,6 +128,34 @@ def test_perplexity_is_compared_over_all_tokens(builder: ModuleType, tmp_path: P
     )  # fmt: skip
     assert row.base.value == pytest.approx(np.exp(np.where(right, 5.0, 9.0).mean() / 10))
     assert row.tuned.direction == "lower"
+
+
+def test_word_errors_are_compared_over_all_words(tmp_path: Path, builder: ModuleType, right: Any) -> None:
+    """Two sentences of 2 and 8 words: the rate of all ten, not the mean of two rates. What one version did not count
+    alike is left out, and a version of before words were counted is not compared."""
+    resampling = Resampling(0.95, 200, 0)
+    header = {"sets": {"holdout": "h"}, "decoding": {}, "weights_sha256": ""}
+
+    def version(*items: dict[str, Any]) -> ItemScores:
+        return ItemScores(
+            header, {("holdout", str(number), 0): {"slices": {}, **item} for number, item in enumerate(items)}
+        )
+
+    def spoken(rate: float, words: int) -> dict[str, Any]:
+        return {"scores": {"wer": rate}, "units": {"wer": words}}
+
+    report = build(builder, tmp_path, 1, right).report
+    measured = Measurement(metric="wer", value=0.1, n=3, status="measured", direction="lower")
+    row = Comparison(metric="wer", base=measured, tuned=measured, delta=measured)
+    report = report.model_copy(update={"comparisons": (row,)})
+    before = version(spoken(0.5, 2), spoken(0.25, 8), spoken(0.0, 5))
+    now = version(spoken(0.0, 2), spoken(0.125, 8), spoken(1.0, 6))
+    (found,) = compare_versions(now, before, report, resampling)
+    assert (found.base.value, found.tuned.value, found.tuned.n) == (pytest.approx(0.3), pytest.approx(0.1), 2)
+    assert found.delta.value == pytest.approx(-0.2)
+    assert found.tuned.direction == "lower"
+    older = version({"scores": {"wer": 0.5}}, {"scores": {"wer": 0.25}})
+    assert compare_versions(now, older, report, resampling) == ()
 
 
 @pytest.mark.parametrize(
