@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ("idefics3", "llava", "qwen2_vl", "gemma3")
+FAMILIES = ("idefics3", "smolvlm", "llava", "qwen2_vl", "gemma3")
 PARTS = (
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}{{ '" + "IMAGE" + "' }}{% else %}{{ part['text'] }}{% endif %}"
@@ -14,12 +14,15 @@ PARTS = (
 )
 MARKED = {
     "idefics3": "<image>",
+    "smolvlm": "<image>",
     "llava": "<image>",
     "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "gemma3": "<start_of_image>",
 }
+_IDEFICS = ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"]
 SPECIALS = {
-    "idefics3": ["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>"],
+    "idefics3": _IDEFICS,
+    "smolvlm": _IDEFICS,
     "llava": ["<image>"],
     "qwen2_vl": ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"],
     "gemma3": ["<start_of_image>", "<end_of_image>", "<image_soft_token>"],
@@ -62,6 +65,9 @@ def make_model(directory: Path, family: str, tokenizer_directory: Path, seed: in
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
+    if family == "smolvlm":  # its own processor cannot be made without a video processor
+        path = directory / "processor_config.json"
+        path.write_text(path.read_text().replace("Idefics3", "SmolVLM"))
     return directory
 
 
@@ -90,6 +96,16 @@ def _idefics3(tokenizer: Any) -> tuple[Any, Any]:
     images = Idefics3ImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
     processor = Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template)
     return Idefics3ForConditionalGeneration(config), processor
+
+
+def _smolvlm(tokenizer: Any) -> tuple[Any, Any]:
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+
+    like, processor = _idefics3(tokenizer)
+    fields = like.config.to_dict()
+    fields["vision_config"]["model_type"] = "smolvlm_vision"
+    fields.pop("model_type")
+    return SmolVLMForConditionalGeneration(SmolVLMConfig(**fields)), processor
 
 
 def _llava(tokenizer: Any) -> tuple[Any, Any]:
@@ -176,7 +192,7 @@ def _gemma3(tokenizer: Any) -> tuple[Any, Any]:
     return Gemma3ForConditionalGeneration(config), processor
 
 
-_BUILDERS = {"idefics3": _idefics3, "llava": _llava, "qwen2_vl": _qwen2_vl, "gemma3": _gemma3}
+_BUILDERS = {"idefics3": _idefics3, "smolvlm": _smolvlm, "llava": _llava, "qwen2_vl": _qwen2_vl, "gemma3": _gemma3}
 
 
 def draw(seed: int, width: int = 20, height: int = 14) -> bytes:

@@ -3,10 +3,12 @@
 import hashlib
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from halo_forge.chat.records import Conversation, MediaPart, Message, SourceRef, TextPart
 from halo_forge.config.schema import Config
@@ -301,3 +303,19 @@ def test_a_changed_file_is_told_and_a_lost_one(models, tmp_path):
     problem = media.encoder(config.data).encode_batch([row([replace(part, path="/gone.png"), "?"], ["a"])]).problems[0]
     assert isinstance(problem, RowError)
     assert problem.code == "media_missing"
+
+
+@pytest.mark.parametrize(("num_rows", "num_columns"), [(0, 0), (1, 1), (2, 3)])
+def test_smolvlm_writes_an_image_as_idefics3_does(num_rows, num_columns):
+    """Its own processor insists on videos, so Idefics3's stands in: the text of both for an image, tiled or not."""
+    names = {"image_seq_len": 4, "fake_image_token": "<fake_token_around_image>", "image_token": "<image>"}
+    written = {
+        kind.replace_image_token(
+            SimpleNamespace(**names, global_image_token="<global-img>", global_image_tag="<global-img>"),
+            {"rows": [[num_rows]], "cols": [[num_columns]]},
+            0,
+        )
+        for kind in (transformers.Idefics3Processor, transformers.SmolVLMProcessor)
+    }
+    assert len(written) == 1
+    assert written.pop().count("<image>") == 4 * (num_rows * num_columns + 1)

@@ -173,7 +173,7 @@ def _grid_processor(directory: Path, tokenizer: Any) -> GridProcessor:
 def _processor(directory: Path, model_type: str, tokenizer: Any) -> Any:
     try:
         import PIL.Image  # noqa: F401
-        from transformers import AutoProcessor
+        import transformers
     except ImportError:
         raise UsageError("images are read by Pillow, which is not installed", fix=INSTALL) from None
     if not any((directory / name).is_file() for name in PROCESSOR_FILES):
@@ -185,7 +185,8 @@ def _processor(directory: Path, model_type: str, tokenizer: Any) -> Any:
         with quiet_transformers():
             if FAMILIES[model_type].grids:
                 return _grid_processor(directory, tokenizer)
-            processor = AutoProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            kind = getattr(transformers, FAMILIES[model_type].processor)
+            processor: Any = kind.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the files are a stranger's
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelNotFound(f"the processor cannot be loaded: {reason}", where=str(directory)) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 PartName = Literal["tower", "projector", "language_model"]
@@ -16,12 +16,15 @@ class Family:
             other both ways, which a causal row of documents does not
     grids   positions have three axes (time, height, width), made from each image's grid (Qwen2-VL)
     inputs  what the model reads of an image beside its pixels
+    processor  transformers' class for its images. SmolVLM's own writes the same text for an image as Idefics3's, and
+               insists on a video processor, torchvision and num2words
     """
 
     parts: Mapping[PartName, tuple[str, ...]]
     packs: bool = True
     grids: bool = False
     inputs: tuple[str, ...] = ("pixel_values",)
+    processor: str = "AutoProcessor"
 
 
 def _parts(tower: str, projector: str, language_model: str) -> Mapping[PartName, tuple[str, ...]]:
@@ -38,7 +41,7 @@ _IDEFICS = Family(
 _NAMED = _parts("vision_tower", "multi_modal_projector", "language_model")
 FAMILIES: Mapping[str, Family] = {
     "idefics3": _IDEFICS,
-    "smolvlm": _IDEFICS,
+    "smolvlm": replace(_IDEFICS, processor="Idefics3Processor"),
     "llava": Family(_NAMED),
     "qwen2_vl": Family(
         _parts("visual", "visual.merger", "language_model"), grids=True, inputs=("pixel_values", "image_grid_thw")
