@@ -7,9 +7,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoModelForSpeechSeq2Seq
 
 from halo_forge.models.adapters import add_lora
 from halo_forge.models.load import load_model, load_tokenizer
@@ -112,3 +115,42 @@ def test_merging_holds_on_the_real_model(smollm2_path: Path, tmp_path: Path) -> 
     scale = tuned.abs().max()
     assert (merged - tuned).abs().max() < 1e-4 * scale
     assert (merged.argmax(-1) == tuned.argmax(-1)).float().mean() >= 0.99
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's
+@pytest.mark.parametrize("kind", ["speech", "images"])
+def test_adapters_of_models_that_hear_and_see_load_into_plain_peft(
+    kind: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """As their model cards say: transformers' base, peft's adapter, the model's own inputs."""
+    torch.manual_seed(0)
+    if kind == "speech":
+        pytest.importorskip("soundfile")
+        from speech_runs import write_whisper
+
+        base = write_whisper(tmp_path / "base")
+        config = config_of(base)
+        features = torch.randn(1, config["num_mel_bins"], 2 * config["max_source_positions"])
+        inputs = {"input_features": features, "decoder_input_ids": torch.tensor([[1, 5, 7, 9]])}
+    else:
+        pytest.importorskip("PIL")
+        from vision_models import make_model
+
+        base = make_model(tmp_path / "base", "idefics3", tiny_model_dir)
+        ids = [config_of(base)["image_token_id"]] * 4 + [7, 9, 11]
+        inputs = {"input_ids": torch.tensor([ids]), "pixel_values": torch.randn(1, 1, 3, 16, 16)}
+    model = random_adapter(load_model(str(base), dtype=torch.float32))
+    with torch.no_grad():
+        expected = model.get_base_model()(**inputs).logits
+    saved = save_final(model, load_tokenizer(str(base)), tmp_path / "final_model", str(base))
+    loader = AutoModelForSpeechSeq2Seq if kind == "speech" else AutoModelForImageTextToText
+    plain = loader.from_pretrained(base, dtype=torch.float32).eval()
+    with torch.no_grad():
+        untuned = plain(**inputs).logits
+        tuned = PeftModel.from_pretrained(plain, saved).eval()(**inputs).logits
+    assert (untuned - expected).abs().max() > 1e-3
+    assert torch.allclose(tuned, expected, atol=1e-5)
+
+
+def config_of(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "config.json").read_text())

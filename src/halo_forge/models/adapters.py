@@ -64,7 +64,8 @@ def add_lora(
         lora_dropout=dropout,
         target_modules=targets,
         bias="none",
-        task_type=TaskType.CAUSAL_LM,
+        # peft's wrapper of that name passes input_ids on, which a model that hears has not
+        task_type=None if model.config.is_encoder_decoder else TaskType.CAUSAL_LM,
         **peft_arguments(model, targets, options),
     )
     devices = [model.device] if model.device.type == "cuda" else []
