@@ -68,6 +68,8 @@ def write_whisper(directory: Path, *, seed: int = 0) -> Path:
         )  # fmt: skip
         model.save_pretrained(directory)
         WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(directory)
+    path = directory / "preprocessor_config.json"  # as the released models have it, which transformers writes no more
+    path.write_text(json.dumps({"processor_class": "WhisperProcessor", **json.loads(path.read_text())}))
     return directory
 
 

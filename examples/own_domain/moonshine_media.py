@@ -18,12 +18,12 @@ from halo_forge.chat.batch_encode import EncodedBatch, encode_one_by_one
 from halo_forge.chat.example import Encoded
 from halo_forge.chat.records import Conversation, Example, MediaKind, MediaPart, Medium
 from halo_forge.config.schema import Config, DataSection
+from halo_forge.domains.media import copy_processor
 from halo_forge.errors import RowError
 from halo_forge.media.sounds import samples_of
 from halo_forge.media.store import media_parts, read_medium
 from halo_forge.models.generate import Generation, Prompt
 from halo_forge.models.inspection import read_json_object
-from halo_forge.runs import write_json
 
 MAX_SECONDS = 64.0
 TOKENS_PER_SECOND = 6.5  # what Moonshine's authors allow an answer: more is a loop
@@ -32,6 +32,7 @@ TOKENS_PER_SECOND = 6.5  # what Moonshine's authors allow an answer: more is a l
 def open_moonshine(config: Config, tokenizer: Any, directory: Path) -> Moonshine:
     described = read_json_object(directory / "config.json")
     return Moonshine(
+        directory=directory,
         tokenizer=tokenizer,
         start=int(described["decoder_start_token_id"]),
         end=int(described["eos_token_id"]),
@@ -51,6 +52,7 @@ class TranscriptEncoder:
 class Moonshine:
     """start, end: ids before the first and after the last token of a transcript; rate: samples a second."""
 
+    directory: Path
     tokenizer: Any
     start: int
     end: int
@@ -134,8 +136,7 @@ class Moonshine:
 
     def save(self, directory: Path) -> None:
         """What AutoProcessor needs beside the tokenizer."""
-        extractor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": self.rate}
-        write_json(directory / "preprocessor_config.json", extractor | {"do_normalize": False, "padding_value": 0.0})
+        copy_processor(self.directory, directory)
 
 
 def speech_model(model: torch.nn.Module) -> Any:

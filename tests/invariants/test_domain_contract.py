@@ -4,6 +4,8 @@ verdict. A new domain without a kit (tests/domain_kits.py) is red here."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,16 +91,16 @@ def config_of(name: str, model: Path, rows: Path, output: Path, **more: Any) -> 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Any:
-    made: dict[str, Finished] = {}
+    made: dict[tuple[str, str], Finished] = {}
 
-    def finish(name: str) -> Finished:
-        if name not in made:
+    def finish(name: str, method: str = "lora") -> Finished:
+        if (name, method) not in made:
             root = tmp_path_factory.mktemp(name)
             model = KITS[name].model(root / "model", tiny_model_dir)
             rows = KITS[name].rows(root)
-            resolved = config_of(name, model, rows, root / "run")
-            made[name] = Finished(resolved.config, run(resolved, until="gate"), rows, model)
-        return made[name]
+            resolved = config_of(name, model, rows, root / "run", **{"training.method": method})
+            made[name, method] = Finished(resolved.config, run(resolved, until="gate"), rows, model)
+        return made[name, method]
 
     return finish
 
@@ -225,12 +227,25 @@ def test_a_verdict_is_reached(name: str, finished: Any) -> None:
     assert np.isfinite(measured).all()
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("name", ["vlm", "audio"])  # a fresh process does not know the package of the third
-def test_a_version_answers_in_a_fresh_process_as_it_was_trained(name: str, finished: Any, tmp_path: Path) -> None:
-    done: Finished = finished(name)
+def test_a_version_answers_in_a_fresh_process_as_it_was_trained(
+    name: str, method: str, finished: Any, tmp_path: Path
+) -> None:
+    """And the lines of its model card load it, as adapter or whole."""
+    done: Finished = finished(name, method)
     registry = str(tmp_path / "registry")
     section = done.config.publish.model_copy(update={"name": "tiny", "registry": registry, "force": True})
     release = publish_run(done.config.model_copy(update={"publish": section}))
     proof = json.loads((Path(release.path) / "proof.json").read_text())
     assert proof["status"] == "measured", proof
     assert proof["num_identical"] == proof["num_prompts"] >= 3
+    directory = Path(release.path)
+    lines = (directory / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    shown = "print(type(model).__name__, type(processor).__name__)"
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", lines + shown], cwd=directory, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    assert ("Peft" in told.stdout) == (method == "lora")
+    assert "Processor" in told.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -88,7 +89,8 @@ class Media(Protocol):
         """Greedy answers, as models.generate.generate gives them for texts."""
 
     def save(self, directory: Path) -> None:
-        """The processor's files, beside the tokenizer's, so that the model can be used without this program."""
+        """The processor's files, beside the tokenizer's, so that the model can be used without this program: those of
+        the base byte for byte (`copy_processor`), or publishing refuses them."""
 
 
 def inputs_of_step(media: Media, step: int) -> Callable[[Sequence[Example]], dict[str, torch.Tensor]]:
@@ -119,6 +121,13 @@ def question_of(
 
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+
+
+def copy_processor(base: Path, directory: Path, names: Sequence[str] = PROCESSOR_FILES) -> None:
+    """The files of these names that the base has, where they are not there yet."""
+    for name in names:
+        if (base / name).is_file() and not (directory / name).is_file():
+            shutil.copyfile(base / name, directory / name)
 
 
 def domain_of_model(directory: Path) -> Domain | None:

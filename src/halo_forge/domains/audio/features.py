@@ -24,8 +24,9 @@ EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 @dataclass(frozen=True)
 class FeatureMaker:
-    """extractor: transformers' WhisperFeatureExtractor of the model."""
+    """directory: the model's; extractor: transformers' WhisperFeatureExtractor of it."""
 
+    directory: Path
     extractor: Any
 
     @property
@@ -73,4 +74,4 @@ def open_features(directory: Path) -> FeatureMaker:
         raise ModelNotFound(
             f"{type(extractor).__name__} is not covered", where=str(directory), expected="a Whisper model"
         )
-    return FeatureMaker(extractor)
+    return FeatureMaker(directory, extractor)

@@ -28,6 +28,7 @@ from halo_forge.domains.audio.augmentation import Draw
 from halo_forge.domains.audio.decoding import transcribe
 from halo_forge.domains.audio.features import FeatureMaker, open_features
 from halo_forge.domains.audio.transcripts import Transcripts, is_multilingual, sound_and_text
+from halo_forge.domains.media import copy_processor
 from halo_forge.errors import DataError, RowError
 from halo_forge.media.sounds import samples_of
 from halo_forge.media.store import read_medium
@@ -281,8 +282,8 @@ class WhisperMedia:
         return found
 
     def save(self, directory: Path) -> None:
-        """The feature extractor's file, and in generation_config.json the language and task that were trained."""
-        self.maker.extractor.save_pretrained(directory)
+        """The processor's files, and in generation_config.json the language and task that were trained."""
+        copy_processor(self.maker.directory, directory)
         path = directory / "generation_config.json"
         if path.is_file() and is_multilingual(self.transcripts.tokenizer):
             told = {"language": self.audio.language, "task": self.audio.task}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from halo_forge.chat.placeholders import Placeholders
 from halo_forge.chat.records import Conversation, Example, MediaKind, Medium
 from halo_forge.config.schema import Config, DataSection
 from halo_forge.config.vision_section import VisionSection
-from halo_forge.domains.media import PROCESSOR_FILES, MediaBatch
+from halo_forge.domains.media import PROCESSOR_FILES, MediaBatch, copy_processor
 from halo_forge.domains.vlm.answers import answer_alone, answer_batched
 from halo_forge.domains.vlm.eyes import Eyes
 from halo_forge.domains.vlm.families import modules_of
@@ -146,6 +145,4 @@ class Vision:
         )  # fmt: skip
 
     def save(self, directory: Path) -> None:
-        for name in COPIED_FILES:
-            if (self.eyes.directory / name).is_file() and not (directory / name).is_file():
-                shutil.copyfile(self.eyes.directory / name, directory / name)
+        copy_processor(self.eyes.directory, directory, COPIED_FILES)
