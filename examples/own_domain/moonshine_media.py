@@ -102,7 +102,11 @@ class Moonshine:
 
     def logits(self, model: torch.nn.Module, batch: Any) -> torch.Tensor:
         """float [U, V] at batch.positions of the one transcript in the batch."""
-        read = speech_model(model)(**batch.media, decoder_input_ids=batch.input_ids, use_cache=False)
+        moonshine = speech_model(model)
+        read = moonshine(
+            input_values=batch.media["input_values"].to(moonshine.dtype),  # a frozen base may be bfloat16
+            attention_mask=batch.media["attention_mask"], decoder_input_ids=batch.input_ids, use_cache=False,
+        )  # fmt: skip
         return read.logits[0, batch.positions]
 
     def generate(
@@ -124,7 +128,7 @@ class Moonshine:
             budget = min(max_new_tokens, math.ceil(samples.shape[1] / self.rate * TOKENS_PER_SECOND))
             with torch.no_grad():
                 said = moonshine.generate(
-                    input_values=samples.to(moonshine.device), max_new_tokens=budget, do_sample=False,
+                    input_values=samples.to(moonshine.device, moonshine.dtype), max_new_tokens=budget, do_sample=False,
                     decoder_input_ids=torch.tensor([prompt.token_ids], device=moonshine.device),
                 )[0].tolist()[len(prompt.token_ids) :]  # fmt: skip
             stopped = self.end in said

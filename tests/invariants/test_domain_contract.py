@@ -227,6 +227,19 @@ def test_a_verdict_is_reached(name: str, finished: Any) -> None:
     assert np.isfinite(measured).all()
 
 
+@pytest.mark.parametrize("name", WITH_MEDIA)
+def test_a_run_in_bfloat16_comes_to_its_verdict_too(name: str, finished: Any, tmp_path: Path) -> None:
+    """With samples at validations: these are answered in the middle of training, under autocast."""
+    done: Finished = finished(name)
+    half = {"training.bf16": True, "evaluation.sample_prompts": 2, "training.eval_steps": 2}
+    result = run(config_of(name, done.model, done.rows, tmp_path / "run", **half), until="gate")
+    assert json.loads((result.directory / "compute.json").read_text())["precision"] == "bfloat16"
+    assert result.decision is not None
+    assert result.decision.verdict in ("PASS", "FAIL", "INCONCLUSIVE")
+    assert np.isfinite(losses(result.directory)).all()
+    assert (result.directory / "samples.jsonl").read_text().strip()
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("name", ["vlm", "audio"])  # a fresh process does not know the package of the third
 def test_a_version_answers_in_a_fresh_process_as_it_was_trained(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from halo_forge.domains.audio.augmentation import Change, Draw, change_samples, mask_features
 from halo_forge.errors import ModelNotFound
@@ -48,7 +49,8 @@ class FeatureMaker:
         if changes and draw is not None:
             samples = change_samples(samples, self.rate, changes, draw, self.extractor.n_samples)
             num_heard = len(samples)
-        made = self.extractor(samples, sampling_rate=self.rate, return_tensors="np")["input_features"][0]
+        with torch.autocast("cpu", enabled=False):  # the model may be computed in bfloat16; what it hears never is
+            made = self.extractor(samples, sampling_rate=self.rate, return_tensors="np")["input_features"][0]
         features: Features = made.astype(np.float32, copy=False)
         if "masks" in changes and draw is not None:
             frames = max(1, min(features.shape[1], num_heard // int(self.extractor.hop_length)))
