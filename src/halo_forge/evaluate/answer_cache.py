@@ -16,6 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from halo_forge.chat.records import Example
+from halo_forge.domains import domain_that_reads
 from halo_forge.models.forward import language_model
 from halo_forge.models.generate import Prompt
 from halo_forge.runs import cache_directory, library_versions, sha256_bytes, sha256_file, sha256_json
@@ -152,9 +154,19 @@ def cache_name(model: torch.nn.Module, settings: dict[str, Any], *, adapters: bo
             "weights": weights_fingerprint(model, adapters=adapters),
             "settings": settings,
             "libraries": {name: versions.get(name) for name in DECISIVE_LIBRARIES},
-            "code": {name: sha256_file(here / name) for name in DECISIVE_FILES},
+            "code": {name: sha256_file(here / name) for name in DECISIVE_FILES} | _code_of_package(model),
         }
     )[:32] + ".jsonl"  # fmt: skip
+
+
+def _code_of_package(model: torch.nn.Module) -> dict[str, str]:
+    """The module that opens this type of model, where an installed package's domain does and none of ours."""
+    domain = domain_that_reads(str(language_model(model).config.model_type))
+    module = domain.opens.partition(":")[0] if domain is not None else ""
+    if not module or module.split(".")[0] == "halo_forge":
+        return {}
+    found = find_spec(module)
+    return {module: sha256_file(Path(found.origin))} if found is not None and found.origin else {}
 
 
 def weights_fingerprint(model: torch.nn.Module, *, adapters: bool) -> str:

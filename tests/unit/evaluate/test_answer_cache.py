@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, Thread
+from typing import Any
 
-from halo_forge.evaluate.answer_cache import MAX_SHARED_MODELS, AnswerCache, forget_oldest
+import pytest
+
+from halo_forge.domains import Domain
+from halo_forge.evaluate import answer_cache
+from halo_forge.evaluate.answer_cache import MAX_SHARED_MODELS, AnswerCache, cache_name, forget_oldest
 
 NUM_RESULTS = 1500
 
@@ -64,3 +70,21 @@ def test_the_models_used_longest_ago_are_forgotten_first(tmp_path: Path) -> None
     left = sorted(path.name for path in tmp_path.glob("*.jsonl"))
     assert left == sorted(path.name for path in (paths[0], *paths[6:]))
     assert len(list(tmp_path.glob("*.safetensors"))) == MAX_SHARED_MODELS
+
+
+def test_answers_of_a_packages_domain_are_kept_as_long_as_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: Any
+) -> None:
+    model = tiny_llama(seed=0)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = tmp_path / "their_llama.py"
+    code.write_text("answer = 1")
+    theirs = Domain(name="theirs", title="Theirs", model_types=("llama",), opens="their_llama:open_llama")
+    plain = cache_name(model, {}, adapters=True)
+    monkeypatch.setattr(answer_cache, "domain_that_reads", lambda model_type: theirs)
+    first = cache_name(model, {}, adapters=True)
+    code.write_text("answer = 2")
+    assert len({plain, first, cache_name(model, {}, adapters=True)}) == 3
+    ours = replace(theirs, opens="halo_forge.domains.vlm:open_vision")
+    monkeypatch.setattr(answer_cache, "domain_that_reads", lambda model_type: ours)
+    assert cache_name(model, {}, adapters=True) == plain
