@@ -6,6 +6,9 @@ not load torch to read a report.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from halo_forge.artifacts import Comparison, EvalReport, GateDecision, JudgeReport, Measurement, ReleasedComparison
 from halo_forge.config.schema import Config
 from halo_forge.errors import DataError
@@ -13,6 +16,7 @@ from halo_forge.gate import decide
 from halo_forge.runs import RunDirectory, read_artifact, sha256_file
 
 JUDGED = "eval/judge.json"
+BOOTSTRAP_SAMPLES = 2000
 
 
 def judge_evaluation(config: Config, run: RunDirectory, report: EvalReport) -> GateDecision:
@@ -71,3 +75,17 @@ def compare_with_released(config: Config, run: RunDirectory, report: EvalReport)
         told = f"{error.what} ({error.where})" if isinstance(error, DataError) else str(error)
         return record.model_copy(update={"problem": told})
     return record.model_copy(update={"problem": why_not_comparable(own, other), "comparisons": comparisons})
+
+
+def pair_versions(before: Sequence[Path], after: Sequence[Path], report: EvalReport) -> dict[str, Comparison]:
+    """metric -> two published versions over the items that both kept a score of, `base` the one before. Empty where
+    their files cannot be read or hold other kinds of scores. before, after: `publish.released.kept_scores`."""
+    from halo_forge.evaluate.released import compare_versions, read_scores
+    from halo_forge.evaluate.statistics import Resampling
+
+    resampling = Resampling(report.confidence, BOOTSTRAP_SAMPLES, 0)
+    try:
+        rows = compare_versions(read_scores(*after), read_scores(*before), report, resampling)
+    except (DataError, ValueError):
+        return {}
+    return {row.metric: row for row in rows if row.tuned.slice == "all"}

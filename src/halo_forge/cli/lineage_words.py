@@ -42,6 +42,7 @@ def _metric_line(row: MetricChange) -> str:
     if row.change is None:
         return f"{cells}{'':>12}  {row.outcome}"
     bounds = f"{_interval(row)}, " if row.low is not None else ""
+    bounds += f"{row.num_pairs} in pairs, " if row.num_pairs else ""
     return f"{cells}{metric_change(row.metric, row.change):>12}  {bounds}{row.outcome}"
 
 

@@ -183,6 +183,7 @@ def diff_command(
     from halo_forge.publish import name_and_version
     from halo_forge.publish.lineage import diff_versions, previous_version
     from halo_forge.publish.registry import version_directory
+    from halo_forge.verdict import pair_versions
 
     if not 1 <= len(words) <= 3:
         raise UsageError("which versions?", expected="NAME v3 v4, NAME v4 or NAME", where=" ".join(words))
@@ -192,7 +193,7 @@ def diff_command(
     before = found[0] if len(found) == 2 else previous_version(registry, name, after)
     if before is None:
         raise UsageError(f"{name} v{after} is the first version", expected="a version before it", where=str(registry))
-    diff = diff_versions(registry, name, before, after)
+    diff = diff_versions(registry, name, before, after, pair_versions)
     print_json(diff) if as_json else print_diff(diff)
 
 
@@ -203,8 +204,9 @@ def changelog_command(
     """Every version of a model as Markdown, newest first: what changed, what it did, and when users got it."""
     from halo_forge.cli.lineage_words import changelog_markdown
     from halo_forge.publish.changelog import changelog
+    from halo_forge.verdict import pair_versions
 
-    found = changelog(registry, name)
+    found = changelog(registry, name, pair_versions)
     print_json(found) if as_json else print(folded(changelog_markdown(found), 2, reading_width()))
 
 

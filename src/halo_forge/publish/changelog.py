@@ -8,7 +8,7 @@ from pathlib import Path
 from halo_forge.artifacts import Record, Verdict
 from halo_forge.errors import HaloForgeError
 from halo_forge.publish.history import complete_versions, read_aliases, read_log
-from halo_forge.publish.lineage import VersionDiff, diff_versions
+from halo_forge.publish.lineage import Pair, VersionDiff, diff_versions
 from halo_forge.publish.manifest import read_manifest
 from halo_forge.publish.registry import RELEASED, version_directory
 
@@ -42,13 +42,13 @@ class Changelog(Record):
     moves: tuple[Move, ...]
 
 
-def changelog(registry: Path, name: str) -> Changelog:
+def changelog(registry: Path, name: str, pair: Pair | None = None) -> Changelog:
     """Raises ModelNotFound where there is no such model, DataError for a manifest that cannot be read. A version whose
     other records cannot be read is listed with the reason."""
     home = version_directory(registry, name, None).parent
     numbers = complete_versions(home)
     earlier = [None, *numbers[:-1]]
-    notes = [_notes(registry, home, number, before) for number, before in zip(numbers, earlier, strict=True)]
+    notes = [_notes(registry, home, number, before, pair) for number, before in zip(numbers, earlier, strict=True)]
     moves = [
         Move(at=line.at, action=line.action, before=line.aliases[RELEASED][0], after=line.aliases[RELEASED][1])
         for line in read_log(home).lines
@@ -57,11 +57,11 @@ def changelog(registry: Path, name: str) -> Changelog:
     return Changelog(name=name, versions=tuple(reversed(notes)), moves=tuple(moves))
 
 
-def _notes(registry: Path, home: Path, number: int, before: int | None) -> VersionNotes:
+def _notes(registry: Path, home: Path, number: int, before: int | None, pair: Pair | None) -> VersionNotes:
     manifest = read_manifest(home / f"v{number}")
     diff, problem = None, None
     try:
-        diff = None if before is None else diff_versions(registry, home.name, before, number)
+        diff = None if before is None else diff_versions(registry, home.name, before, number, pair)
     except HaloForgeError as error:
         problem = error.what
     return VersionNotes(

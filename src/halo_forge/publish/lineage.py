@@ -1,22 +1,24 @@
 """What changed between two versions, and what it did: data, mix, configuration, software, and every metric.
 
-Read from what the versions hold; nothing is computed anew. Metrics of two versions were measured in two runs, so a
-change between them is judged from both intervals, not from pairs of answers, and only on the same holdout: on another
-one the numbers are shown and called not comparable.
+Read from what the versions hold; no model answers anew. Where both kept the scores of single items and were asked the
+same ones, a change is judged in pairs (verdict.pair_versions); else from both intervals, and only on the same holdout:
+on another one the numbers are shown and called not comparable.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from halo_forge.artifacts import Direction, EvalReport, Measurement, PreparedData, Record
+from halo_forge.artifacts import Comparison, Direction, EvalReport, Measurement, PreparedData, Record
 from halo_forge.config import flatten
 from halo_forge.errors import UsageError
 from halo_forge.publish.history import complete_versions
 from halo_forge.publish.manifest import Manifest, read_manifest
 from halo_forge.publish.registry import version_directory
+from halo_forge.publish.released import kept_scores
 from halo_forge.runs import read_artifact
 
 EVAL_REPORT, DATA_MANIFEST = "eval/report.json", "data/manifest.json"
@@ -32,8 +34,8 @@ class Change(Record):
 
 
 class MetricChange(Record):
-    """`low` and `high` bound the change from the two intervals (their half-widths added in squares); `outcome` is
-    better or worse only where that leaves zero out."""
+    """`low` and `high` bound the change: of `num_pairs` items that both have a score of, in pairs; 0: from the two
+    intervals (their half-widths added in squares). `outcome` is better or worse only where that leaves zero out."""
 
     metric: str
     direction: Direction
@@ -42,6 +44,7 @@ class MetricChange(Record):
     change: float | None = None
     low: float | None = None
     high: float | None = None
+    num_pairs: int = 0
     outcome: Outcome
 
 
@@ -62,7 +65,13 @@ class VersionDiff(Record):
     metrics: tuple[MetricChange, ...]
 
 
-def diff_versions(registry: Path, name: str, before: int | str, after: int | str) -> VersionDiff:
+Pair = Callable[[Sequence[Path], Sequence[Path], EvalReport], Mapping[str, Comparison]]
+"""(files of item scores before, those after, the report after) -> metric -> the comparison in pairs."""
+
+
+def diff_versions(
+    registry: Path, name: str, before: int | str, after: int | str, pair: Pair | None = None
+) -> VersionDiff:
     """Hold two versions of a model against each other. Raises ModelNotFound, DataError for records that cannot be
     read, UsageError where both names are one version."""
     old_place, new_place = (version_directory(registry, name, version) for version in (before, after))
@@ -75,6 +84,8 @@ def diff_versions(registry: Path, name: str, before: int | str, after: int | str
     old_report, new_report = (read_artifact(place / EVAL_REPORT, EvalReport) for place in (old_place, new_place))
     holdouts = [manifest.split_sha256.get("holdout") for manifest in (old, new)]
     same_holdout = None if None in holdouts else holdouts[0] == holdouts[1]
+    kept = [kept_scores(place, manifest)[0] for place, manifest in ((old_place, old), (new_place, new))]
+    paired = pair(*kept, new_report) if pair is not None and all(kept) else {}
     return VersionDiff(
         name=name,
         before=old.version,
@@ -87,7 +98,7 @@ def diff_versions(registry: Path, name: str, before: int | str, after: int | str
         config=_changes(_settings(old), _settings(new)),
         software=_changes(_software(old), _software(new)),
         model=_changes(_model(old), _model(new)),
-        metrics=_metric_changes(old_report, new_report, comparable=bool(same_holdout)),
+        metrics=_metric_changes(old_report, new_report, paired, comparable=bool(same_holdout)),
     )
 
 
@@ -156,13 +167,29 @@ def _model(manifest: Manifest) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- what came out
 
 
-def _metric_changes(before: EvalReport, after: EvalReport, *, comparable: bool) -> tuple[MetricChange, ...]:
+def _metric_changes(
+    before: EvalReport, after: EvalReport, paired: Mapping[str, Comparison], *, comparable: bool
+) -> tuple[MetricChange, ...]:
     old = {row.metric: row.tuned for row in before.overall}
     new = {row.metric: row.tuned for row in after.overall}
     return tuple(
-        _metric_change(metric, old.get(metric), new.get(metric), comparable or metric.startswith("general_"))
+        _paired_change(old[metric], new[metric], paired[metric])
+        if metric in paired and metric in old and metric in new
+        else _metric_change(metric, old.get(metric), new.get(metric), comparable or metric.startswith("general_"))
         for metric in dict.fromkeys([*old, *new])
     )
+
+
+def _paired_change(before: Measurement, after: Measurement, found: Comparison) -> MetricChange:
+    delta = found.delta
+    change = MetricChange(metric=found.metric, direction=after.direction, before=before, after=after, outcome="unclear")
+    if delta.value is None:
+        return change.model_copy(update={"outcome": "not measured"})
+    low, high = (delta.value if bound is None else bound for bound in (delta.low, delta.high))
+    return change.model_copy(
+        update={"change": delta.value, "low": delta.low, "high": delta.high, "num_pairs": delta.n,
+                "outcome": _outcome(after.direction, delta.value, low, high)}
+    )  # fmt: skip
 
 
 def _metric_change(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from halo_forge.config.schema import Config
@@ -55,14 +55,18 @@ def released_scores(config: Config, weights_sha256: str) -> ReleasedScores:
 
 def _scores_of(name: str, version: int, directory: Path, manifest: Manifest) -> ReleasedScores:
     sha256 = sha256_file(directory / MANIFEST_NAME)
-    found = ReleasedScores(name=name, version=version, manifest_sha256=sha256)
+    scores, problem = kept_scores(directory, manifest)
+    return ReleasedScores(name=name, version=version, manifest_sha256=sha256, scores=scores, problem=problem)
+
+
+def kept_scores(directory: Path, manifest: Manifest) -> tuple[tuple[Path, ...], str | None]:
+    """The files of item scores of a version, held against its manifest; none, and why, where they cannot be used."""
     published = {entry.path: entry.sha256 for entry in manifest.files if entry.path in SCORES}
     if not published:
-        problem = "it was published without the scores of its items; publish it again from its run, evaluated again"
-        return replace(found, problem=problem)
+        return (), "it was published without the scores of its items; publish it again from its run, evaluated again"
     for file, expected in published.items():
         path = directory / file
         if path.is_symlink() or not path.is_file() or sha256_file(path) != expected:
-            problem = f"its {file} is not the file that was published (`halo-forge models verify {name}@{version}`)"
-            return replace(found, problem=problem)
-    return replace(found, scores=tuple(directory / file for file in SCORES if file in published))
+            named = f"{directory.parent.name}@{manifest.version}"
+            return (), f"its {file} is not the file that was published (`halo-forge models verify {named}`)"
+    return tuple(directory / file for file in SCORES if file in published), None

@@ -18,10 +18,12 @@ from halo_forge.evaluate.compare import compare_items, marked
 from halo_forge.evaluate.released import ItemScores, compare_versions, read_scores
 from halo_forge.evaluate.statistics import Resampling, compare_rates
 from halo_forge.publish import publish, verify_release
+from halo_forge.publish.changelog import changelog
+from halo_forge.publish.lineage import diff_versions
 from halo_forge.publish.registry import set_alias
 from halo_forge.publish.released import SCORES, released_scores
 from halo_forge.runs import write_artifact
-from halo_forge.verdict import compare_with_released, judge_evaluation
+from halo_forge.verdict import compare_with_released, judge_evaluation, pair_versions
 
 NUM_ITEMS = 120
 RULE = {"metric": "exact_match", "max_regression": 0.05, "against": "released"}
@@ -128,6 +130,33 @@ def test_perplexity_is_compared_over_all_tokens(builder: ModuleType, tmp_path: P
     )  # fmt: skip
     assert row.base.value == pytest.approx(np.exp(np.where(right, 5.0, 9.0).mean() / 10))
     assert row.tuned.direction == "lower"
+
+
+def test_two_versions_are_told_apart_in_pairs(builder: ModuleType, tmp_path: Path, right: Any) -> None:
+    """Eight of 120 answers lost and none won is a loss; two intervals of 0.16 cannot see it. Without scores that can be
+    read the intervals decide."""
+    publish(*build(builder, tmp_path, 1, right).records)
+    worse = right.copy()
+    worse[np.flatnonzero(right)[:8]] = False
+    publish(*build(builder, tmp_path, 2, worse).records)
+    registry = tmp_path / "registry"
+
+    def changed(pair: Any) -> Any:
+        rows = {row.metric: row for row in diff_versions(registry, "stub-writer", 1, 2, pair).metrics}
+        return rows["exact_match"]
+
+    found = changed(pair_versions)
+    assert (found.outcome, found.num_pairs) == ("worse", NUM_ITEMS)
+    assert found.change == pytest.approx(-8 / NUM_ITEMS)
+    assert found.high is not None
+    assert found.high < 0
+    assert changed(None).num_pairs == 0
+    (notes, _) = changelog(registry, "stub-writer", pair_versions).versions
+    assert notes.diff == diff_versions(registry, "stub-writer", 1, 2, pair_versions)
+    scores = registry / "stub-writer" / "v1" / SCORES[0]
+    scores.unlink()
+    scores.write_text("{}")
+    assert changed(pair_versions) == changed(None)
 
 
 def test_word_errors_are_compared_over_all_words(tmp_path: Path, builder: ModuleType, right: Any) -> None:
