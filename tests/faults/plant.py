@@ -90,7 +90,7 @@ MUTANTS = [
            "    (run / name).unlink(missing_ok=True)\n    os.replace(staging, run / name)\n",
            FAULTS + "test_crash_points.py"),
     Mutant("the best checkpoint is not verified", "train/train.py",
-           "read_weights(found.path, model", "read_weights(checkpoint_path(session.directory, final_step), model",
+           "found = read_checkpoint(", "found = (lambda path, _: type(\"Found\", (), {\"path\": path}))(",
            FAULTS + "test_damaged_checkpoints.py"),
     Mutant("a step that is not finite is applied", "train/step.py",
            "applied = math.isfinite(losses.mean) and math.isfinite(norm)", "applied = True",
