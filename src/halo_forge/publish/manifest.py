@@ -29,6 +29,7 @@ RECORD_NAMES = frozenset(
         "eval/report.json",
         "eval/scores.jsonl",
         "gate.json",
+        "iteration.json",
         "proof.json",
         "reference.json",
         "trained.json",

@@ -14,7 +14,8 @@ from halo_forge.errors import HaloForgeError, UsageError
 from halo_forge.publish.registry import verified_version
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
-RECORDS_HELD_BACK = ("config.resolved.yaml", "environment.json", "data/manifest.json", "reference.json", "eval/*")
+RECORDS_HELD_BACK = ("config.resolved.yaml", "environment.json", "data/manifest.json", "reference.json", "eval/*",
+                     "iteration.json")  # fmt: skip
 """They name the publisher's paths, rows and machines. The card says what is in them; `with_records` sends them too."""
 
 

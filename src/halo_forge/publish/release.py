@@ -264,7 +264,7 @@ def _write_records(records: RunRecords, run: RunDirectory, staging: Path) -> Non
     write_artifact(staging / "trained.json", records.trained)
     write_artifact(staging / "eval" / "report.json", records.report)
     write_artifact(staging / "data" / "manifest.json", records.prepared)
-    for name in SCORES:
+    for name in (*SCORES, "iteration.json"):  # what a run has of these
         if run.file(name).is_file():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(run.file(name), staging / name)

@@ -74,6 +74,17 @@ def test_a_pass_becomes_version_one_with_every_file_bound(builder: ModuleType, t
     assert verify_release(registry_of(built), "stub-writer", 1).ok
 
 
+def test_what_an_iteration_was_made_from_is_bound_to_its_version(builder: ModuleType, tmp_path: Path) -> None:
+    built = builder.build_run(tmp_path / "run")
+    built.run.file("iteration.json").write_text('{"rows_sha256": "ab"}')
+    kept = Path(publish(*built.records).path) / "iteration.json"
+    assert kept.read_text() == '{"rows_sha256": "ab"}'
+    assert verify_release(registry_of(built), "run", 1).ok
+    kept.unlink()
+    kept.write_text('{"rows_sha256": "cd"}')
+    assert not verify_release(registry_of(built), "run", 1).ok
+
+
 def test_the_same_content_is_not_released_twice(builder: ModuleType, tmp_path: Path) -> None:
     built = builder.build_run(tmp_path / "run")
     notes: list[str] = []
