@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,13 @@ def main() -> None:
         return
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for workload in [options.only] if options.only else [*GENERATION, *LIKELIHOOD_TASKS]:
-        known[f"{workload} {options.dtype} {options.threads} threads"] = race(workload, options)
-        RESULTS.write_text(json.dumps(known, indent=2) + "\n")
+        for result in race(workload, options):  # kept after every pair
+            known[f"{workload} {options.dtype} {options.threads} threads"] = result
+            RESULTS.write_text(json.dumps(known, indent=2) + "\n")
 
 
-def race(workload: str, options: argparse.Namespace) -> dict[str, Any]:
-    pairs = []
+def race(workload: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    pairs: list[dict[str, float]] = []
     for number in range(options.pairs):
         ours, theirs = (start(workload, who, options) for who in ("ours", "theirs"))
         pairs.append(
@@ -58,11 +60,11 @@ def race(workload: str, options: argparse.Namespace) -> dict[str, Any]:
         )
         agreement = compare(ours["output"], theirs["output"])
         print(f"{workload} pair {number + 1}: {pairs[-1]} {agreement}", file=sys.stderr)
-    ratios = [pair["ratio"] for pair in pairs]
-    return {
-        "median_ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "pairs": pairs,
-        "agreement": agreement, "machine": ours["machine"],
-    }  # fmt: skip
+        ratios = [pair["ratio"] for pair in pairs]
+        yield {
+            "median_ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "pairs": pairs,
+            "agreement": agreement, "machine": ours["machine"],
+        }  # fmt: skip
 
 
 def start(workload: str, who: str, options: argparse.Namespace) -> dict[str, Any]:
