@@ -19,10 +19,12 @@ OWN_DOMAIN = Path(__file__).parents[1] / "examples" / "own_domain"
 @dataclass(frozen=True)
 class Kit:
     """model   (directory to write into, a tiny text model's directory) -> the directory of a model of this domain
-    rows    (directory) -> a file of NUM_ROWS rows"""
+    rows    (directory) -> a file of NUM_ROWS rows
+    domain  the domain's name where the kit has another: a second kind of model"""
 
     model: Callable[[Path, Path], Path]
     rows: Callable[[Path], Path]
+    domain: str | None = None
 
 
 def _text_model(directory: Path, tiny_model: Path) -> Path:
@@ -83,6 +85,12 @@ def _speech_model(directory: Path, tiny_model: Path) -> Path:
     return write_whisper(directory)
 
 
+def _listening_model(directory: Path, tiny_model: Path) -> Path:
+    from speech_runs import write_listener
+
+    return write_listener(directory, tiny_model)
+
+
 def _speech(directory: Path) -> Path:
     from speech_runs import write_speech
 
@@ -122,6 +130,7 @@ KITS = {
     "agentic": Kit(_text_model, _calls),
     "vlm": Kit(_vision_model, _pictures),
     "audio": Kit(_speech_model, _speech),
+    "audio, a language model": Kit(_listening_model, _speech, "audio"),
     "moonshine": Kit(_moonshine_model, _speech),
 }
 

@@ -73,6 +73,57 @@ def write_whisper(directory: Path, *, seed: int = 0) -> Path:
     return directory
 
 
+CHAT_WITH_SOUNDS = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'audio' %}{{ '<|audio_bos|><|AUDIO|><|audio_eos|>\\n' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def write_listener(directory: Path, tokenizer_directory: Path, *, seed: int = 0) -> Path:
+    """A Qwen2-Audio as transformers writes it: a window of one second, two layers a side."""
+    import torch
+    from transformers import (
+        AutoTokenizer,
+        Qwen2AudioConfig,
+        Qwen2AudioForConditionalGeneration,
+        Qwen2AudioProcessor,
+        WhisperFeatureExtractor,
+    )
+
+    from halo_forge.models.quiet import quiet_transformers
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)
+    added = ["<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": added}, replace_extra_special_tokens=False)
+    tokenizer.chat_template = CHAT_WITH_SOUNDS
+    config = Qwen2AudioConfig(
+        audio_config={
+            "num_mel_bins": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 48, "d_model": 32,
+            "max_source_positions": 50, "init_std": 0.1,
+        },
+        text_config={
+            "model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+            "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "initializer_range": 0.1,
+        },
+        audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>"),
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        torch.manual_seed(seed)
+        model = Qwen2AudioForConditionalGeneration(config).eval()
+        for weight in model.parameters():  # transformers draws so small that nothing would depend on a sound
+            weight.data = weight.data + 0.08 * torch.randn_like(weight)
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+        model.save_pretrained(directory)
+        extractor = WhisperFeatureExtractor(feature_size=16, chunk_length=1, return_attention_mask=True)
+        Qwen2AudioProcessor(extractor, tokenizer, chat_template=CHAT_WITH_SOUNDS).save_pretrained(directory)
+    return directory
+
+
 def _write_tokenizer(directory: Path) -> dict[str, int]:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 

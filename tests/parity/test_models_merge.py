@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoModelForSpeechSeq2Seq
 
+from halo_forge.errors import TrainingError
+from halo_forge.models import save
 from halo_forge.models.adapters import add_lora
 from halo_forge.models.load import load_model, load_tokenizer
 from halo_forge.models.save import load_trained, merge_adapter, save_final
@@ -115,6 +118,31 @@ def test_merging_holds_on_the_real_model(smollm2_path: Path, tmp_path: Path) -> 
     scale = tuned.abs().max()
     assert (merged - tuned).abs().max() < 1e-4 * scale
     assert (merged.argmax(-1) == tuned.argmax(-1)).float().mean() >= 0.99
+
+
+@pytest.mark.parametrize("family", ["idefics3", "smolvlm", "llava", "qwen2_vl", "gemma3", "qwen2_audio"])
+def test_whole_models_that_see_and_hear_are_saved_and_read_back(
+    family: str, tiny_tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    """transformers writes some of them under older names of their weights."""
+    pytest.importorskip("PIL")
+    from speech_runs import write_listener
+    from vision_models import make_model
+
+    make = write_listener if family == "qwen2_audio" else partial(make_model, family=family)
+    base = make(tmp_path / "base", tokenizer_directory=tiny_tokenizer_dir)
+    model = load_model(str(base), dtype=torch.float32)
+    with torch.no_grad():
+        for number, weight in enumerate(model.parameters()):
+            weight.add_(1e-2 * (number + 1))
+    saved = save_final(model, load_tokenizer(str(base)), tmp_path / "final_model", str(base))
+    again = load_model(str(saved), dtype=torch.float32).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+    written = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    changed = next(name for name in written if "norm" in name and name.endswith("weight"))
+    written[changed] += 1
+    with pytest.raises(TrainingError, match="does not read back"):
+        save._verify(saved, written, load_tokenizer(str(base)))
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's

@@ -94,8 +94,8 @@ _ALL = (
             "audio.language": "en",
         },
         datasets=("librispeech_sft", "common_voice_sft"),
-        note="Speech to text: the transcript is trained.",
-        model_types=("whisper",),
+        note="Speech to text, and chats about sounds: the transcript or the answer is trained.",
+        model_types=("whisper", "qwen2_audio"),
         opens="halo_forge.domains.audio:open_speech",
     ),
 )

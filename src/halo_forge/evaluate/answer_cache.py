@@ -37,7 +37,8 @@ DECISIVE_FILES = (
     "models/fast/decoder.py", "models/fast/attention.py", "models/sampling.py", "models/shared_prefix.py",
     "evaluate/bench/own_model.py", "domains/documents.py", "domains/vlm/answers.py", "domains/vlm/eyes.py",
     "domains/vlm/forward.py", "domains/audio/attention.py", "domains/audio/decoding.py",
-    "domains/audio/features.py", "domains/audio/whisper.py", "media/images.py", "media/sounds.py",
+    "domains/audio/features.py", "domains/audio/listener.py", "domains/audio/whisper.py", "media/images.py",
+    "media/sounds.py",
 )  # fmt: skip
 """Files whose change makes kept results worthless."""
 

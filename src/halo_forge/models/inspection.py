@@ -17,6 +17,8 @@ from halo_forge.errors import ModelNotFound
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+AUDIO_LANGUAGE_MODELS = ("qwen2_audio",)
+"""Of the many kinds in transformers' mapping of multimodal models, those that domains/audio opens."""
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")

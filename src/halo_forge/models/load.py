@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoModelForSpeechSeq2Seq,
     AutoTokenizer,
     PreTrainedModel,
@@ -155,6 +156,8 @@ def model_class(directory: Path) -> Any:
         ) from None  # fmt: skip
     if type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING:
         return AutoModelForSpeechSeq2Seq
+    if config.model_type in inspection.AUDIO_LANGUAGE_MODELS:
+        return AutoModelForMultimodalLM
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and hasattr(config, "vision_config"):
         return AutoModelForImageTextToText
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -206,11 +207,15 @@ def _verify(directory: Path, written: Mapping[str, torch.Tensor], tokenizer: Pre
     adapters = [directory / name for name in (inspection.ADAPTER_WEIGHTS, BOTTLENECK_WEIGHTS)]
     files = [path for path in adapters if path.is_file()] or inspection.weight_files(directory)
     found = 0
+    by_ending: dict[str, list[str]] = defaultdict(list)
+    for name in written:
+        by_ending[_ending(name)].append(name)
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 found += 1
-                if name not in written or not torch.equal(file.get_tensor(name), written[name].cpu()):
+                own = _own_name(name, by_ending)
+                if own is None or not torch.equal(file.get_tensor(name), written[own].cpu()):
                     raise _not_the_same(path, f"{name} does not read back as it was written")
     unique = len({tensor.data_ptr() for tensor in written.values()})
     if not found or found < unique:
@@ -224,6 +229,27 @@ def _verify(directory: Path, written: Mapping[str, torch.Tensor], tokenizer: Pre
         or again(probe)["input_ids"] != tokenizer(probe)["input_ids"]
     ):
         raise _not_the_same(directory, "the tokenizer does not read back as it was")
+
+
+def _own_name(name: str, by_ending: Mapping[str, Sequence[str]]) -> str | None:
+    """The weight in memory that a file calls so. transformers writes some families under older names: what is
+    `model.language_model.layers.0...` in memory is `language_model.model.layers.0...` in a LLaVA's file."""
+    candidates = by_ending.get(_ending(name), ())
+    if name in candidates:
+        return name
+    parts = name.split(".")[::-1]
+
+    def likeness(other: str) -> tuple[int, int]:
+        """The longer the common ending the likelier; then, the more parts both have: a tower has layers, too."""
+        others = other.split(".")[::-1]
+        pairs = zip(parts, others, strict=False)
+        return next((count for count, (a, b) in enumerate(pairs) if a != b), len(parts)), len({*parts} & {*others})
+
+    return max(candidates, key=likeness, default=None)
+
+
+def _ending(name: str) -> str:
+    return ".".join(name.split(".")[-2:])
 
 
 def _not_the_same(where: Path, what: str) -> TrainingError:

@@ -25,6 +25,7 @@ from halo_forge.artifacts import (
 from halo_forge.config.method_words import method_words
 from halo_forge.config.schema import Config, DataSection
 from halo_forge.domains.media import domain_of_model
+from halo_forge.models.inspection import AUDIO_LANGUAGE_MODELS, read_json_object
 from halo_forge.models.resolve import resolve_model
 from halo_forge.publish.weights import WeightFacts
 from halo_forge.texts.final_answers import INSTRUCTIONS
@@ -163,13 +164,18 @@ def _head(facts: CardFacts) -> str:
 
 
 MEDIA_CLASSES: dict[str, str] = {"image": "AutoModelForImageTextToText", "audio": "AutoModelForSpeechSeq2Seq"}
+LISTENING_CLASS = "AutoModelForMultimodalLM"
+"""Of audio language models."""
 
 
 def _media_class(facts: CardFacts) -> str | None:
     """The class of transformers that loads a base that sees or hears; None for one of text."""
     if "media" not in facts.prepared.provenance.inputs:
         return None
-    domain = domain_of_model(resolve_model(facts.config.model.name, facts.config.model.revision, weights=False))
+    directory = resolve_model(facts.config.model.name, facts.config.model.revision, weights=False)
+    if read_json_object(directory / "config.json").get("model_type") in AUDIO_LANGUAGE_MODELS:
+        return LISTENING_CLASS
+    domain = domain_of_model(directory)
     return MEDIA_CLASSES.get(domain.reads) if domain is not None else None
 
 
