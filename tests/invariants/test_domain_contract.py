@@ -232,7 +232,7 @@ def test_a_verdict_is_reached(name: str, finished: Any) -> None:
     assert np.isfinite(measured).all()
 
 
-@pytest.mark.parametrize("name", WITH_MEDIA)
+@pytest.mark.parametrize("name", [pytest.param("vlm", marks=pytest.mark.soak), *WITH_MEDIA[1:]])
 def test_a_run_in_bfloat16_comes_to_its_verdict_too(name: str, finished: Any, tmp_path: Path) -> None:
     """With samples at validations: these are answered in the middle of training, under autocast."""
     done: Finished = finished(name)
@@ -245,8 +245,17 @@ def test_a_run_in_bfloat16_comes_to_its_verdict_too(name: str, finished: Any, tm
     assert (result.directory / "samples.jsonl").read_text().strip()
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-@pytest.mark.parametrize("name", WITH_MEDIA[:3])  # a fresh process does not know the package of the third
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [  # a fresh process does not know the package of Moonshine
+        ("vlm", "lora"),
+        ("audio", "lora"),
+        ("audio, a language model", "full"),
+        pytest.param("vlm", "full", marks=pytest.mark.soak),
+        pytest.param("audio", "full", marks=pytest.mark.soak),
+        pytest.param("audio, a language model", "lora", marks=pytest.mark.soak),
+    ],
+)
 def test_a_version_answers_in_a_fresh_process_as_it_was_trained(
     name: str, method: str, finished: Any, tmp_path: Path
 ) -> None:

@@ -120,7 +120,15 @@ def test_merging_holds_on_the_real_model(smollm2_path: Path, tmp_path: Path) -> 
     assert (merged.argmax(-1) == tuned.argmax(-1)).float().mean() >= 0.99
 
 
-@pytest.mark.parametrize("family", ["idefics3", "smolvlm", "llava", "qwen2_vl", "gemma3", "qwen2_audio"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llava",
+        "gemma3",
+        "qwen2_audio",
+        *(pytest.param(name, marks=pytest.mark.soak) for name in ("idefics3", "smolvlm", "qwen2_vl")),
+    ],
+)
 def test_whole_models_that_see_and_hear_are_saved_and_read_back(
     family: str, tiny_tokenizer_dir: Path, tmp_path: Path
 ) -> None:

@@ -88,7 +88,7 @@ def generate(
     if not all(prompt.token_ids for prompt in prompts):
         raise ValueError("a prompt has no tokens")
     inner = language_model(model)
-    longest = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
+    longest = _longest(inner)
     finished: dict[int, Generation] = {}
 
     def finish(index: int, token_ids: list[int], stopped: bool) -> None:
@@ -112,7 +112,7 @@ def generate(
         if queue and _PREFILL.get() is None:
             prefix = find_shared([prompts[index].token_ids for index in queue], None, forward, inner)
         while queue:
-            decoding = _Decoding(inner, prompts, budgets, finish, longest, decode, forward, sampling, prefix)
+            decoding = _Decoding(inner, prompts, budgets, finish, decode, forward, sampling, prefix)
             decoding.run(queue, batch_size, check)
     return [finished[index] for index in range(len(prompts))]
 
@@ -135,7 +135,6 @@ class _Decoding:
         prompts: Sequence[Prompt],
         budgets: Sequence[int],
         finish: Callable[[int, list[int], bool], None],
-        longest: int | None,
         decode: Callable[[list[int]], str],
         forward: Forward,
         sampling: Sampling | None,
@@ -143,6 +142,7 @@ class _Decoding:
     ) -> None:
         self.model, self.prompts, self.budgets, self.finish = model, prompts, budgets, finish
         self.decode, self.forward, self.prefix = decode, forward, prefix
+        longest = _longest(model)
         self.last_position = None if longest is None else longest - 1
         self.rows: list[_Row] = []
         self.sampling = sampling
@@ -266,6 +266,12 @@ class _Decoding:
             self.mask = self.mask[:, unused:]
             for layer in self.slots:
                 layer.drop_leading(unused)
+
+
+def _longest(model: PreTrainedModel) -> int | None:
+    """Tokens of the longest context that the model has positions for; None where nothing says so."""
+    found: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return found
 
 
 def _ends_in_stop_text(prompt: Prompt, token_ids: list[int], decode: Callable[[list[int]], str]) -> bool:
