@@ -1,7 +1,7 @@
 """halo-forge: supervised fine-tuning from raw rows to a released, watched model.
 
 Importing the package imports nothing heavy and changes nothing: the functions below load on first use. Each stage is
-a function of its room: `halo_forge.data.prepare`, `train.train`, `evaluate.stage`, `gate.decide`, `publish.publish`,
+a function of its room: `halo_forge.data.prepare`, `train.train`, `evaluate.evaluate`, `gate.decide`, `publish.publish`,
 `monitor.observe`.
 """
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from halo_forge.chat import prompt_and_reference
-from halo_forge.chat.batch_encode import EncodedBatch
+from halo_forge.chat import ChatEncoder, prompt_and_reference
+from halo_forge.chat.batch_encode import EncodedBatch, encode_one_by_one
+from halo_forge.chat.known import KnownTokenizer
 from halo_forge.chat.records import Conversation, Example, MediaKind, Medium
 from halo_forge.config.schema import Config, DataSection
 from halo_forge.domains import Domain, domain_that_reads
@@ -25,6 +27,25 @@ if TYPE_CHECKING:
 
 class Encoder(Protocol):
     def encode_batch(self, conversations: Sequence[Conversation]) -> EncodedBatch: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChatWithMedia:
+    """Rows to examples by the encoder of texts: media are the placeholders that `known` spells."""
+
+    chat: ChatEncoder
+
+    @staticmethod
+    def of(tokenizer: Any, known: KnownTokenizer, data: DataSection, train_on: Any = None) -> ChatWithMedia:
+        return ChatWithMedia(
+            ChatEncoder(
+                tokenizer, max_seq_length=data.max_seq_length, train_on=train_on or data.train_on,
+                overlong=data.overlong, reasoning=data.reasoning, fast=False, known=known,
+            )
+        )  # fmt: skip
+
+    def encode_batch(self, conversations: Sequence[Conversation]) -> EncodedBatch:
+        return encode_one_by_one(self.chat.encode, conversations)
 
 
 class MediaBatch(Protocol):

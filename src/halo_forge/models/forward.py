@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
@@ -13,9 +13,14 @@ from transformers import PreTrainedModel
 Precision = Literal["float32", "bfloat16"]
 
 
+def bare(model: torch.nn.Module) -> Any:
+    """The transformers model inside adapters."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def language_model(model: torch.nn.Module) -> PreTrainedModel:
     """The transformers model itself; adapters injected into its layers stay as they are, on or off."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = bare(model)
     if not isinstance(inner, PreTrainedModel):
         raise TypeError(f"expected a transformers model, found {type(inner).__name__}")
     if inner.training:

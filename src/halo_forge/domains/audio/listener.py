@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
-from halo_forge.chat.batch_encode import EncodedBatch, encode_one_by_one
-from halo_forge.chat.example import ChatEncoder, question
+from halo_forge.chat.example import question
 from halo_forge.chat.known import KnownTokenizer
 from halo_forge.chat.placeholders import Placeholders, Spelled
 from halo_forge.chat.records import Conversation, Example, MediaKind, MediaPart, Medium
@@ -25,25 +24,17 @@ from halo_forge.config.audio_section import AudioSection
 from halo_forge.config.schema import Config, DataSection
 from halo_forge.domains.audio.augmentation import Draw
 from halo_forge.domains.audio.features import FeatureMaker, open_features
-from halo_forge.domains.media import PROCESSOR_FILES, MediaBatch, copy_processor
+from halo_forge.domains.media import PROCESSOR_FILES, ChatWithMedia, MediaBatch, copy_processor
 from halo_forge.errors import DataError, ModelNotFound, RowError
 from halo_forge.media.sounds import samples_of
 from halo_forge.media.store import read_medium
-from halo_forge.models.forward import keep_going, language_model, padded_attention
+from halo_forge.models.forward import bare, keep_going, language_model, padded_attention
 from halo_forge.models.generate import Generation, Prompt
 from halo_forge.models.inspection import read_json_object
 
 COPIED_FILES = (*PROCESSOR_FILES, "chat_template.jinja", "chat_template.json")
 MIN_TOKENS = 2
 """transformers takes a single placeholder for a prompt that is still to be spelled out."""
-
-
-@dataclass(frozen=True)
-class ChatWithSounds:
-    chat: ChatEncoder
-
-    def encode_batch(self, conversations: Sequence[Conversation]) -> EncodedBatch:
-        return encode_one_by_one(self.chat.encode, conversations)
 
 
 @dataclass
@@ -94,13 +85,8 @@ class Listener:
             raise RowError("audio_empty", f"{Path(part.path).name}: too short for this model to hear")
         return Spelled(self.placeholder[0] * count)
 
-    def encoder(self, data: DataSection, train_on: Any = None) -> ChatWithSounds:
-        return ChatWithSounds(
-            ChatEncoder(
-                self.tokenizer, max_seq_length=data.max_seq_length, train_on=train_on or data.train_on,
-                overlong=data.overlong, reasoning=data.reasoning, fast=False, known=self.known,
-            )
-        )  # fmt: skip
+    def encoder(self, data: DataSection, train_on: Any = None) -> ChatWithMedia:
+        return ChatWithMedia.of(self.tokenizer, self.known, data, train_on)
 
     def question(self, conversation: Conversation) -> tuple[list[int], str, list[int], tuple[Medium, ...]]:
         return question(conversation, self.known)
@@ -199,12 +185,6 @@ class Listener:
 def num_features(num_frames: int) -> int:
     """Features that Qwen2-Audio's encoder gives for so many mel frames: a convolution of stride 2, then a mean of 2."""
     return (((num_frames - 1) // 2 + 1) - 2) // 2 + 1
-
-
-def bare(model: torch.nn.Module) -> PreTrainedModel:
-    """The transformers model inside adapters."""
-    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore
-    return inner
 
 
 def of_type(media: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

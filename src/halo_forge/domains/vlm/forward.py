@@ -16,21 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from halo_forge.domains.media import MediaBatch
 from halo_forge.domains.vlm.families import Family
 from halo_forge.errors import TrainingError
 from halo_forge.models.fast.decoder import FastDecoder, NotCovered
+from halo_forge.models.forward import bare
 
 PROBE_TOKENS = (11, 6)
 DOCUMENT_ATTENTION = "halo_forge_document"
-
-
-def bare(model: torch.nn.Module) -> Any:
-    """The transformers model inside adapters."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def embedded(

@@ -11,37 +11,23 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedModel
 
-from halo_forge.chat.batch_encode import EncodedBatch, encode_one_by_one
-from halo_forge.chat.example import ChatEncoder, Encoded, question
+from halo_forge.chat.example import question
 from halo_forge.chat.known import KnownTokenizer
 from halo_forge.chat.placeholders import Placeholders
 from halo_forge.chat.records import Conversation, Example, MediaKind, Medium
 from halo_forge.config.schema import Config, DataSection
 from halo_forge.config.vision_section import VisionSection
-from halo_forge.domains.media import PROCESSOR_FILES, MediaBatch, copy_processor
+from halo_forge.domains.media import PROCESSOR_FILES, ChatWithMedia, MediaBatch, copy_processor
 from halo_forge.domains.vlm.answers import answer_alone, answer_batched
 from halo_forge.domains.vlm.eyes import Eyes
 from halo_forge.domains.vlm.families import modules_of
-from halo_forge.domains.vlm.forward import DOCUMENT_ATTENTION, Forward, bare
+from halo_forge.domains.vlm.forward import DOCUMENT_ATTENTION, Forward
 from halo_forge.models.adapters import freeze
-from halo_forge.models.forward import keep_going
+from halo_forge.models.forward import bare, keep_going
 from halo_forge.models.generate import Generation, Prompt
 from halo_forge.runs import sha256_file
 
 COPIED_FILES = (*PROCESSOR_FILES, "video_preprocessor_config.json", "chat_template.jinja", "chat_template.json")
-
-
-@dataclass(frozen=True, slots=True)
-class VisionEncoder:
-    """Rows with images to examples, by the encoder of texts: images are the placeholders that the processor spells."""
-
-    chat: ChatEncoder
-
-    def encode(self, conversation: Conversation) -> Encoded:
-        return self.chat.encode(conversation)
-
-    def encode_batch(self, conversations: Sequence[Conversation]) -> EncodedBatch:
-        return encode_one_by_one(self.chat.encode, conversations)
 
 
 @dataclass(slots=True)
@@ -95,13 +81,8 @@ class Vision:
             self._known = KnownTokenizer(self.tokenizer, placeholders)
         return self._known
 
-    def encoder(self, data: DataSection, train_on: Any = None) -> VisionEncoder:
-        return VisionEncoder(
-            ChatEncoder(
-                self.tokenizer, max_seq_length=data.max_seq_length, train_on=train_on or data.train_on,
-                overlong=data.overlong, reasoning=data.reasoning, fast=False, known=self.known,
-            )
-        )  # fmt: skip
+    def encoder(self, data: DataSection, train_on: Any = None) -> ChatWithMedia:
+        return ChatWithMedia.of(self.tokenizer, self.known, data, train_on)
 
     def question(self, conversation: Conversation) -> tuple[list[int], str, list[int], tuple[Medium, ...]]:
         return question(conversation, self.known)
