@@ -28,15 +28,13 @@ class RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
-        normed = x.to(scale.dtype) * scale
-        d_normed = upstream.to(scale.dtype)
+        wide = x.to(scale.dtype)
         d_weight = None
         if ctx.needs_input_grad[1]:
-            d_weight = (d_normed * normed).sum(0).to(weight.dtype)
-        d_normed = d_normed * weight
-        mean = torch.linalg.vecdot(d_normed, normed)[:, None].div_(x.shape[1])
-        d_x = d_normed.addcmul_(normed, mean, value=-1).mul_(scale)
-        return d_x.to(x.dtype), d_weight, None, None
+            d_weight = (wide * scale).mul_(upstream).sum(0).to(weight.dtype)
+        d_normed = upstream * weight.to(scale.dtype)
+        along = torch.linalg.vecdot(d_normed, wide)[:, None] * scale.pow(3).div_(-x.shape[1])
+        return d_normed.mul_(scale).addcmul_(wide, along).to(x.dtype), d_weight, None, None
 
 
 def opened_gate(gate_up: torch.Tensor) -> torch.Tensor:
@@ -52,7 +50,8 @@ def swiglu_gradient(gate_up: torch.Tensor, opened: torch.Tensor, upstream: torch
     gradient = torch.empty_like(gate_up)
     d_gate, d_up = gradient.chunk(2, 1)
     torch.mul(upstream, opened, out=d_up)
-    d_gate.copy_(torch.ops.aten.silu_backward(upstream * up, gate))
+    torch.mul(upstream, up, out=d_gate)
+    torch.ops.aten.silu_backward.grad_input(d_gate, gate, grad_input=d_gate)
     return gradient
 
 
@@ -93,11 +92,11 @@ class JointLinear(torch.autograd.Function):
 
 
 class LoraLinear(torch.autograd.Function):
-    """Several frozen linear layers of one input, each with a LoRA adapter (Hu et al. 2021), as four products.
+    """Several frozen linear layers of one input, each with a LoRA adapter (Hu et al. 2021).
 
-    y = x W^T + bias + (dropped(x) A^T) B^T with A [R, D] all adapters' down-projections one under the other and B
-    [O, R] their scaled up-projections as a block diagonal, whose zeros cost less than products of their own would.
-    Dropout draws one mask for the input, where peft draws one per adapter.
+    y = x W^T + bias + (dropped(x) A^T) B^T with A [R, D] all adapters' down-projections one under the other; each
+    up-projection B, scaled, writes into its own columns of y. Dropout draws one mask for the input, where peft draws
+    one per adapter.
 
     gated     as of JointLinear
     kept      bool as what the layers see, False where dropout drops (`kept_by_dropout`), or None; drawn outside, so
@@ -118,24 +117,25 @@ class LoraLinear(torch.autograd.Function):
         *adapters: torch.Tensor,
     ) -> torch.Tensor:
         down = torch.cat([a.to(x.dtype) for a in adapters[::2]])
-        up = torch.block_diag(*(b * scale for b, scale in zip(adapters[1::2], scales, strict=True))).to(x.dtype)
+        ups = [(b * scale).to(x.dtype) for b, scale in zip(adapters[1::2], scales, strict=True)]
         seen, _ = _seen(x, gated)
         inner = _dropped(seen, kept, dropout) @ down.T
         output = F.linear(seen, joint, bias.to(x.dtype) if bias is not None else None)
-        output.addmm_(inner, up.T)
-        ctx.save_for_backward(x, joint, down, up, inner, kept)
+        ctx.outputs, ctx.ranks = [len(up) for up in ups], [up.shape[1] for up in ups]
+        for part, own, up in zip(output.split(ctx.outputs, 1), inner.split(ctx.ranks, 1), ups, strict=True):
+            part.addmm_(own, up.T)
+        ctx.save_for_backward(x, joint, down, inner, kept, *ups)
         ctx.gated, ctx.scales, ctx.dropout = gated, scales, dropout
-        ctx.shapes = [(len(a), len(b)) for a, b in zip(adapters[::2], adapters[1::2], strict=True)]
         ctx.dtypes = [adapter.dtype for adapter in adapters]
         return output
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, joint, down, up, inner, kept = ctx.saved_tensors
+        x, joint, down, inner, kept, *ups = ctx.saved_tensors
         seen, opened = _seen(x, ctx.gated)
-        d_inner = upstream @ up
+        parts = upstream.split(ctx.outputs, 1)
+        d_inner = torch.cat([part @ up for part, up in zip(parts, ups, strict=True)], 1)
         d_down = d_inner.T @ _dropped(seen, kept, ctx.dropout)
-        d_up = upstream.T @ inner
         d_x = None
         if ctx.needs_input_grad[0]:
             d_x = upstream @ joint
@@ -144,13 +144,12 @@ class LoraLinear(torch.autograd.Function):
             else:
                 d_x.add_(_dropped(d_inner @ down, kept, ctx.dropout))
             d_x = _past_the_gate(d_x, x, opened)
-        gradients: list[torch.Tensor | None] = []
-        row = column = 0
-        for (rank, num_outputs), scale, dtype in zip(ctx.shapes, ctx.scales, ctx.dtypes[::2], strict=True):
-            own = d_up[row : row + num_outputs, column : column + rank]
-            gradients += [d_down[column : column + rank].to(dtype), own.to(dtype) * scale]
-            row, column = row + num_outputs, column + rank
-        return d_x, *[None] * 6, *gradients
+        d_adapters: list[torch.Tensor | None] = []
+        for d_a, own, part, scale, dtype in zip(
+            d_down.split(ctx.ranks), inner.split(ctx.ranks, 1), parts, ctx.scales, ctx.dtypes[::2], strict=True
+        ):
+            d_adapters += [d_a.to(dtype), (own.T @ part).T.to(dtype) * scale]
+        return d_x, *[None] * 6, *d_adapters
 
 
 def _seen(x: torch.Tensor, gated: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
