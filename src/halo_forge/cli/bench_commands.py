@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from halo_forge.artifacts import Comparison, Measurement
-from halo_forge.cli.running import JsonOption, print_json, told_in_words
+from halo_forge.cli.running import JsonOption, importing, print_json, told_in_words
 from halo_forge.errors import ExitCode, UsageError
 from halo_forge.metrics import TREE_VARIABLE
 
@@ -61,8 +61,9 @@ def run_command(
     from halo_forge.evaluate.bench.engine import require_lm_eval
 
     require_lm_eval()
-    from halo_forge.benchmarking import benchmark_model, benchmark_run
-    from halo_forge.evaluate.bench.run import BenchSettings
+    with importing():
+        from halo_forge.benchmarking import benchmark_model, benchmark_run
+        from halo_forge.evaluate.bench.run import BenchSettings
 
     settings = BenchSettings(names=names, limit=limit, tree=tree, batch_size=batch_size, chat_template=chat_template)
     reporter = Reporter(Console(stderr=True, highlight=False, soft_wrap=True))

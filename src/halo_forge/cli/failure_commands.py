@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from halo_forge.cli.release_commands import RunArgument
-from halo_forge.cli.running import JsonOption, print_json, printable, told_in_words
+from halo_forge.cli.running import JsonOption, importing, print_json, printable, told_in_words
 from halo_forge.cli.sampling_commands import watched
 
 
@@ -33,7 +33,8 @@ def inspect_command(
     """
 
     def work(notify: Any, check: Any) -> Any:
-        from halo_forge.failures.inspection import inspect_run, plan_inspection
+        with importing():
+            from halo_forge.failures.inspection import inspect_run, plan_inspection
 
         if dry_run:
             return plan_inspection(run, output)
@@ -74,7 +75,8 @@ def iterate_command(
     """
 
     def work(notify: Any, check: Any) -> Any:
-        from halo_forge.failures.iteration import iterate_run, plan_iteration
+        with importing():
+            from halo_forge.failures.iteration import iterate_run, plan_iteration
 
         if dry_run:
             return plan_iteration(run, rows, output, notify)

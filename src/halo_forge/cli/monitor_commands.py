@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from halo_forge.cli.folding import folded, reading_width
-from halo_forge.cli.running import JsonOption, SetOption, print_json, printable, told_in_words
+from halo_forge.cli.running import JsonOption, SetOption, importing, print_json, printable, told_in_words
 from halo_forge.config import load_config
 from halo_forge.errors import ExitCode, Interrupted, UsageError
 
@@ -135,7 +135,8 @@ def regress_command(
 ) -> None:
     """Measure a released model on its holdout again and compare with the numbers it was released with. Exit code 4 when
     a metric is worse by more than monitor.max_regression."""
-    from halo_forge.regress import find_release, regress
+    with importing():
+        from halo_forge.regress import find_release, regress
 
     found = find_release(reference, run, overrides or ())
     if dry_run:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halo_forge.cli.running import JsonOption, SetOption, given, print_json, told_in_words
+from halo_forge.cli.running import JsonOption, SetOption, given, importing, print_json, told_in_words
 from halo_forge.cli.train_commands import DataFlag, DatasetFlag, ModelFlag, OutputFlag
 from halo_forge.config import load_config
 from halo_forge.errors import ExitCode
@@ -50,7 +50,8 @@ def plan_command(
     reporter = Reporter(Console(stderr=True, highlight=False, soft_wrap=True))
     for notice in resolved.notices:
         reporter("note", {"text": notice})
-    from halo_forge import pipeline
+    with importing():
+        from halo_forge import pipeline
 
     try:
         foreseen = pipeline.foresee(resolved, read_rows=not quick, notify=reporter)

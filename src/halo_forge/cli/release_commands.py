@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from halo_forge.artifacts import EvalReport, GateDecision
-from halo_forge.cli.running import VERDICT_EXIT, JsonOption, SetOption, print_json, told_in_words
+from halo_forge.cli.running import VERDICT_EXIT, JsonOption, SetOption, importing, print_json, told_in_words
 from halo_forge.config import Config, load_config
 from halo_forge.config.schema import GateSection
 from halo_forge.errors import UsageError
@@ -42,8 +42,9 @@ def judge_command(
     as_json: JsonOption = False,
 ) -> None:
     """Have another model (judge.judge_model) compare the answers of base and tuned. Goes on where it stopped."""
-    from halo_forge.evaluate.judge import plan_judgement
-    from halo_forge.pipeline import ask_judge
+    with importing():
+        from halo_forge.evaluate.judge import plan_judgement
+        from halo_forge.pipeline import ask_judge
     from halo_forge.runs import StopSignal, silent
 
     config = load_config(config_of(run), overrides=overrides or ()).config
@@ -120,7 +121,8 @@ def publish_command(
     as_json: JsonOption = False,
 ) -> None:
     """Publish a run's model as the next version of the registry; only from a PASS unless forced."""
-    from halo_forge.pipeline import publish_run
+    with importing():
+        from halo_forge.pipeline import publish_run
 
     settings = [*(overrides or ()), f"output.dir={run}", *(["publish.force=true"] if force else [])]
     release = publish_run(load_config(config_of(run), overrides=settings))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from halo_forge.cli.running import JsonOption, print_json, printable, told_in_words
+from halo_forge.cli.running import JsonOption, importing, print_json, printable, told_in_words
 from halo_forge.errors import UsageError
 
 SamplesOption = Annotated[int, typer.Option("--samples", "-k", help="Answers to draw for each prompt.")]
@@ -67,8 +67,9 @@ def generate_command(
         )
 
     def work(notify: Any, check: Any) -> dict[str, Any]:
-        from halo_forge.sampling.generation import Drawing
-        from halo_forge.sampling.run import Request, sample_command
+        with importing():
+            from halo_forge.sampling.generation import Drawing
+            from halo_forge.sampling.run import Request, sample_command
 
         drawing = Drawing(
             samples=samples, temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_new_tokens,
@@ -107,9 +108,10 @@ def handoff_command(
     """
 
     def work(notify: Any, check: Any) -> dict[str, Any]:
-        from halo_forge.sampling.generation import Drawing
-        from halo_forge.sampling.handoff import hand_off
-        from halo_forge.sampling.run import Request
+        with importing():
+            from halo_forge.sampling.generation import Drawing
+            from halo_forge.sampling.handoff import hand_off
+            from halo_forge.sampling.run import Request
 
         drawing = Drawing(
             samples=samples, temperature=temperature, top_p=top_p, seed=seed, max_new_tokens=max_new_tokens,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from halo_forge.artifacts import SuiteRun
-from halo_forge.cli.running import JsonOption, SetOption, given, print_json, printable, told_in_words
+from halo_forge.cli.running import JsonOption, SetOption, given, importing, print_json, printable, told_in_words
 from halo_forge.config import load_config
 from halo_forge.suites.suite import Suite, load_suite, load_suites, shipped_suites
 
@@ -75,7 +75,9 @@ def run_command(
     from rich.console import Console
 
     from halo_forge.cli.console import Reporter
-    from halo_forge.evaluate.suites.alone import run_suites
+
+    with importing():
+        from halo_forge.evaluate.suites.alone import run_suites
 
     reporter = Reporter(Console(stderr=True, highlight=False), quiet=as_json)
     try:

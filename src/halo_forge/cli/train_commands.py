@@ -20,6 +20,7 @@ from halo_forge.cli.running import (
     ResumeOption,
     SetOption,
     given,
+    importing,
     print_json,
     told_in_words,
 )
@@ -241,7 +242,8 @@ def execute(resolved: ResolvedConfig, until: str, how: How) -> None:
     reporter = Reporter(Console(stderr=True, highlight=False, soft_wrap=True))
     for notice in resolved.notices:
         reporter("note", {"text": notice})
-    from halo_forge import pipeline
+    with importing():
+        from halo_forge import pipeline
 
     try:
         if how.dry_run:

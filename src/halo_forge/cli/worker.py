@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+from halo_forge.cli.running import importing
 from halo_forge.errors import HaloForgeError
 from halo_forge.launch import die_with_parent, keep_error
 from halo_forge.runs import Notify, StopSignal, silent
@@ -33,7 +34,8 @@ def main() -> None:
     # Started again, workers go on from the newest checkpoint, not from where the user went back to.
     is_first_start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
     with StopSignal() as stop, display(rank) as notify:
-        from halo_forge.pipeline import train_as_worker
+        with importing():
+            from halo_forge.pipeline import train_as_worker
 
         try:
             with process_group():

@@ -29,7 +29,7 @@ from halo_forge.train.preflight.trial import Trial, trial_step
 from halo_forge.train.session import Session
 
 RECORD = "preflight.json"
-TRIAL_BUDGET_S = 3.0
+TRIAL_BUDGET_S = 2.0
 """A trial that is foreseen to take longer is run on fewer rows, unless memory is the question (below): imports, rows
 and weights take about 7 s of the 10 s that the first step should begin in."""
 CLOSE_SHARE = 0.5
@@ -104,12 +104,13 @@ def trial_rows(session: Session, foreseen: Forecast) -> tuple[list[int], bool]:
     budget = int(speed * TRIAL_BUDGET_S)
     if is_close or sum(len(session.train[row].input_ids) for row in rows) <= budget:
         return rows, True
-    fewer: list[int] = []
-    for row in reversed(rows):  # shortest first
-        if fewer and sum(len(session.train[r].input_ids) for r in [*fewer, row]) > budget:
+    lengths = {row: len(session.train[row].input_ids) for row in [*range(min(len(session.train), 50)), *rows]}
+    fewer = [min(lengths, key=lambda row: lengths[row])]
+    for row in sorted(set(rows) - set(fewer), key=lambda row: lengths[row]):
+        if sum(lengths[r] for r in [*fewer, row]) > budget:
             break
         fewer.append(row)
-    return fewer, fewer == rows
+    return fewer, False
 
 
 def try_step(session: Session, examples: list[Example], foreseen: Forecast) -> Trial:

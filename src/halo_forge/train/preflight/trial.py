@@ -39,10 +39,6 @@ class Trial:
     without_gradient: tuple[str, ...]
     all_zero: bool
 
-    @property
-    def tokens_per_s(self) -> float:
-        return self.num_tokens / self.time_s
-
 
 class Onlooker(torch.optim.Optimizer):
     """Stands in the optimizer's place and changes nothing; sees every gradient at the moment it is complete."""
