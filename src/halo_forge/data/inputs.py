@@ -163,7 +163,8 @@ class Inputs:
         values = [row.value for row in head if row.value is not None]
         if len(head) == MAX_UNREADABLE_ROWS and len(values) < DETECTED_ROWS:
             raise _unreadable(head)
-        verdict = detect(source.label, values, forced) if values else None
+        groups = (self.data.split_by, self.data.stratify_by)
+        verdict = detect(source.label, values, forced, also_read=groups) if values else None
         self.verdicts[source.label] = verdict
         if verdict:
             self.say(verdict.render(source.label))

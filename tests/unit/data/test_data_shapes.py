@@ -309,6 +309,7 @@ def test_the_verdict_says_what_it_stands_on() -> None:
     )
     arguments = detect("f", [{"messages": [Q, A], "chat_template_kwargs": {}}])
     assert arguments.unused == ("chat_template_kwargs",)
+    assert detect("f", rows, also_read=("odd", None)).unused == ("id", "text")
 
 
 def test_rows_of_another_format_are_read_as_their_own_where_that_is_wanted() -> None:

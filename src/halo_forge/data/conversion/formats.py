@@ -168,8 +168,11 @@ def _list_format(value: Mapping[str, Any], otherwise: RowFormat) -> RowFormat:
     return "messages" if first.get("role") is not None else otherwise
 
 
-def detect(path: str, values: Sequence[Mapping[str, Any]], forced: RowFormat = "auto") -> Verdict:
-    """The format of most of the first rows. Raises DataError where no row has the columns of any format."""
+def detect(
+    path: str, values: Sequence[Mapping[str, Any]], forced: RowFormat = "auto", also_read: Sequence[str | None] = ()
+) -> Verdict:
+    """The format of most of the first rows. `also_read` are columns that something else than the format looks at.
+    Raises DataError where no row has the columns of any format."""
     seen = Counter(column for value in values for column in value)
     columns = tuple(column for column, _ in seen.most_common())
     votes = Counter(format_of(value) or "" for value in values)
@@ -185,7 +188,7 @@ def detect(path: str, values: Sequence[Mapping[str, Any]], forced: RowFormat = "
     found: Any = forced if forced != "auto" else known[0][0] if known else "text"
     spec = FORMATS[found]
     lists = LIST_COLUMNS if found in ("messages", "sharegpt") else ()
-    read = {*spec.prompt, *spec.answer, *spec.optional, *ROW_COLUMNS, *lists} - {"rejected", "label"}
+    read = {*spec.prompt, *spec.answer, *spec.optional, *ROW_COLUMNS, *lists} - {"rejected", "label"} | {*also_read}
     if found != "text":  # what they hold is read, or the row refused
         read |= MEDIA_COLUMNS.keys()
     unused = tuple(sorted(column for column in columns if column not in read and column not in RESERVED_COLUMNS))
