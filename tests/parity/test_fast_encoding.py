@@ -191,17 +191,7 @@ def learn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # Every template with one vocabulary; with the other one here those that could differ, and the rest by `make soak`.
-WITH_BOTH = {
-    *WITHOUT_QUICK_WAY,
-    "glm4moe",
-    "qwen2_5",
-    "qwen3",
-    "qwen3_5_think",
-    "qwen3_6",
-    "qwen3_8",
-    "llama3_1",
-    "gemma3",
-}
+WITH_BOTH = {"qwen2_5", "qwen3_6", "llama3_1", "nemotron_3_nano", "glm4moe"}
 WITH_QWEN = [
     ("qwen", name) if name in WITH_BOTH else pytest.param("qwen", name, marks=pytest.mark.soak) for name in TEMPLATES
 ]
