@@ -4,10 +4,14 @@
 
 Contestants, each in a fresh process, turn about, so that what else the machine does slows all of them:
 
-    ours         the training step of `halo-forge sft train`, bfloat16 where this machine is faster with it
+    ours         the training step of `halo-forge sft train`, with the memory settings that the command starts itself
+                 with, bfloat16 where this machine is faster with it
     trl_default  SFTTrainer as it comes: batches of 8 (of 5 for 20 rows a step) padded to the longest, recomputation on,
                  bf16 autocast
     trl_tuned    SFTTrainer with packing (rows of 2,048 tokens), without recomputation, bf16 autocast
+
+Where a machine is slower in bfloat16 all run in float32, TRL's defaults too: equal losses need equal precision, and the
+comparison is not to win by that.
 
 All train SmolLM2-135M-Instruct on the same rows in the same order with the same labels, AdamW at one rate, and clip at
 1; LoRA has rank 16 on all linear layers without dropout. Packed rows shift a few examples between the steps of
@@ -37,6 +41,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from halo_forge.cli.start import LARGE_PAGES
 
 CONTESTANTS = ("ours", "trl_default", "trl_tuned")
 LEARNING_RATE = 2e-5
@@ -168,8 +174,10 @@ def train_trl(
     from trl import SFTConfig, SFTTrainer
 
     from halo_forge.models import load_tokenizer
+    from halo_forge.models.precision import choose_precision
     from halo_forge.models.resolve import resolve_model
 
+    in_bfloat16 = choose_precision("auto", torch.device("cpu")).name == "bfloat16"
     labels = [np.where(weights > 0, ids, -100) for ids, weights in rows]
     data = Dataset.from_dict(
         {"input_ids": [ids.tolist() for ids, _ in rows], "labels": [row.tolist() for row in labels]}
@@ -213,7 +221,7 @@ def train_trl(
             warmup_steps=0,
             weight_decay=0.0,
             max_grad_norm=1.0,
-            bf16=True,
+            bf16=in_bfloat16,
             max_length=MAX_LENGTH,
             logging_steps=1,
             report_to="none",
@@ -241,7 +249,7 @@ def train_trl(
         "step_s": steps,
         "losses": losses,
         "grad_norms": norms,
-        "precision": "bfloat16",
+        "precision": "bfloat16" if in_bfloat16 else "float32",
         "step_tokens": [sum(sizes[at : at + per]) for at in range(0, per * num_steps, per)],
         "step_supervised": [sum(supervised[at : at + per]) for at in range(0, per * num_steps, per)],
     }
@@ -272,7 +280,7 @@ def one_run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    title = f"{arguments.workload} {arguments.method}"
+    title = " ".join(filter(None, (arguments.workload, arguments.method, arguments.label)))
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.contestants}
     if arguments.add:
@@ -288,6 +296,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                 for key in ("method", "per_step", "steps"):
                     command += [f"--{key.replace('_', '-')}", str(getattr(arguments, key))]
                 environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+                if name == "ours":
+                    environment["GLIBC_TUNABLES"] = LARGE_PAGES
                 done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
                 if done.returncode:
                     raise SystemExit(done.stderr[-3000:])
@@ -353,6 +363,7 @@ def main() -> None:
     parser.add_argument("--workload", choices=("gsm8k", "answers", "fewshot"), default="gsm8k")
     parser.add_argument("--method", choices=("lora", "full"), default="lora")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--label", help="under which the results are kept, beside those of other machines")
     parser.add_argument("--add", action="store_true", help="to the pairs of this workload and method in results/")
     parser.add_argument("--per-step", type=int, default=16, help="examples of an optimizer step")
     parser.add_argument("--steps", type=int, default=3, help="optimizer steps; the first is not timed")
