@@ -148,7 +148,7 @@ class LoraLinear(torch.autograd.Function):
         for d_a, own, part, scale, dtype in zip(
             d_down.split(ctx.ranks), inner.split(ctx.ranks, 1), parts, ctx.scales, ctx.dtypes[::2], strict=True
         ):
-            d_adapters += [d_a.to(dtype), (own.T @ part).T.to(dtype) * scale]
+            d_adapters += [d_a.to(dtype), (own.T @ part).T.contiguous().to(dtype) * scale]
         return d_x, *[None] * 6, *d_adapters
 
 
