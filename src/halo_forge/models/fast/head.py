@@ -96,8 +96,9 @@ class HeadNll(torch.autograd.Function):
         most_bytes = GPU_LOGITS_BYTES if on_gpu else MAX_LOGITS_BYTES
         chunk = max(ROWS_PER_BLOCK, most_bytes // (len(head) * hidden.element_size()))
         pieces = _row_pieces(len(hidden), chunk) if on_gpu else _pieces(len(hidden), targets.rows, chunk)
+        room = hidden.new_empty(min(chunk, len(hidden)), len(head))  # for one piece: two would live at once
         for part, mine in pieces:
-            logits = hidden[part] @ head.T
+            logits = torch.mm(hidden[part], head.T, out=room[: part.stop - part.start])
             base_logits = base_hidden[part] @ head.T if base_hidden is not None else None
             if not on_gpu:
                 loss, nll[mine] = logits_to_gradient(logits, targets.part(part, mine), softening, base_logits)
@@ -203,7 +204,8 @@ def logits_to_gradient(
     row_weight = weights.new_zeros(len(logits)).index_add_(0, rows, weights)
     smoothing, kl = softening.label_smoothing, softening.kl_to_base
     for part, mine in _pieces(len(logits), rows, ROWS_PER_BLOCK):
-        block, row, weight = logits[part].to(weights.dtype), rows[mine] - part.start, row_weight[part, None]
+        own, row, weight = logits[part], rows[mine] - part.start, row_weight[part, None]
+        block = own.to(weights.dtype)
         picked = block[row, targets.tokens[mine]]
         highest = block.amax(1)
         mean = block.mean(1) if smoothing else highest
@@ -222,5 +224,6 @@ def logits_to_gradient(
             block.sub_(weight * (smoothing / block.shape[1]))
         if base is not None:
             block.addcmul_(base, weight, value=-kl)
-        logits[part] = block
+        if block is not own:  # float32 logits are worked on where they lie
+            own.copy_(block)
     return loss, nll
