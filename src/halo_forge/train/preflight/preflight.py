@@ -104,7 +104,9 @@ def trial_rows(session: Session, foreseen: Forecast) -> tuple[list[int], bool]:
     budget = int(speed * TRIAL_BUDGET_S)
     if is_close or sum(len(session.train[row].input_ids) for row in rows) <= budget:
         return rows, True
-    lengths = {row: len(session.train[row].input_ids) for row in [*range(min(len(session.train), 50)), *rows]}
+    # A short row without an image would let a tower that is trained look as if no gradient reached it.
+    near = range(min(len(session.train), 50)) if session.media is None else ()
+    lengths = {row: len(session.train[row].input_ids) for row in [*near, *rows]}
     fewer = [min(lengths, key=lambda row: lengths[row])]
     for row in sorted(set(rows) - set(fewer), key=lambda row: lengths[row]):
         if sum(lengths[r] for r in [*fewer, row]) > budget:
