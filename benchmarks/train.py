@@ -42,7 +42,7 @@ from typing import Any
 
 import numpy as np
 
-from halo_forge.cli.start import LARGE_PAGES
+from halo_forge.cli.start import MALLOC_SETTINGS
 
 CONTESTANTS = ("ours", "trl_default", "trl_tuned")
 LEARNING_RATE = 2e-5
@@ -297,7 +297,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                     command += [f"--{key.replace('_', '-')}", str(getattr(arguments, key))]
                 environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
                 if name == "ours":
-                    environment["GLIBC_TUNABLES"] = LARGE_PAGES
+                    environment["GLIBC_TUNABLES"] = MALLOC_SETTINGS
                 done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
                 if done.returncode:
                     raise SystemExit(done.stderr[-3000:])

@@ -316,35 +316,46 @@ def leaf(*shape: int) -> torch.Tensor:
     ).requires_grad_()
 
 
-def test_gradients_of_the_pieces_are_those_of_finite_differences() -> None:
+@pytest.mark.parametrize("before", ["nothing", "norm", "gate"])
+def test_gradients_of_the_pieces_are_those_of_finite_differences(before: ops.Before) -> None:
     x, weight, bias = leaf(5, 6), leaf(6), leaf(9)
     assert torch.autograd.gradcheck(lambda x, w: ops.RmsNorm.apply(x, w, 1e-5, torch.float64), (x, weight))
     masters = [leaf(4, 6), leaf(5, 6)]
     joint = torch.cat(masters).detach()
     adapters = [leaf(2, 6), leaf(4, 2), leaf(3, 6), leaf(5, 3)]
-    for gated, seen in ((False, x), (True, leaf(5, 12))):
+    inputs = (leaf(5, 12) if before == "gate" else x, weight if before == "norm" else None)
 
-        def joined(x: torch.Tensor, bias: torch.Tensor, *masters: torch.Tensor, gated: bool = gated) -> torch.Tensor:
-            joint.copy_(torch.cat(masters).detach())
-            return ops.JointLinear.apply(x, gated, joint.clone(), bias, *masters)  # type: ignore[no-any-return]
+    def joined(x: torch.Tensor, norm: torch.Tensor | None, bias: torch.Tensor, *masters: torch.Tensor) -> torch.Tensor:
+        joint.copy_(torch.cat(masters).detach())
+        return ops.JointLinear.apply(x, before, norm, 1e-5, joint.clone(), bias, *masters)  # type: ignore[no-any-return]
 
-        assert torch.autograd.gradcheck(joined, (seen, bias, *masters))
-        for dropout in (0.0, 0.3):
+    assert torch.autograd.gradcheck(joined, (*inputs, bias, *masters))
+    assert torch.autograd.gradcheck(lambda x, n: ops.JointLinear.apply(x, before, n, 1e-5, joint, None), inputs)
+    for dropout in (0.0, 0.3):
 
-            def adapted(
-                x: torch.Tensor, *adapters: torch.Tensor, gated: bool = gated, dropout: float = dropout
-            ) -> torch.Tensor:
-                torch.manual_seed(0)
-                kept = ops.kept_by_dropout(torch.Size([5, 6]), dropout, x.device) if dropout else None
-                return ops.LoraLinear.apply(x, gated, joint, None, (0.5, 2.0), dropout, kept, *adapters)  # type: ignore[no-any-return]
+        def adapted(
+            x: torch.Tensor, norm: torch.Tensor | None, *adapters: torch.Tensor, dropout: float = dropout
+        ) -> torch.Tensor:
+            torch.manual_seed(0)
+            kept = ops.kept_by_dropout(torch.Size([5, 6]), dropout, x.device) if dropout else None
+            lora = ((0.5, 2.0), dropout, kept, *adapters)
+            return ops.LoraLinear.apply(x, before, norm, 1e-5, joint, None, *lora)  # type: ignore[no-any-return]
 
-            assert torch.autograd.gradcheck(adapted, (seen, *adapters))
+        assert torch.autograd.gradcheck(adapted, (*inputs, *adapters))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_norm_before_a_projection_is_the_norm_by_itself(dtype: torch.dtype) -> None:
+    x, weight, joint = leaf(5, 6).detach().to(torch.promote_types(dtype, torch.float32)), leaf(6), leaf(9, 6).to(dtype)
+    normed = ops.RmsNorm.apply(x, weight, 1e-5, dtype)
+    assert normed.dtype == dtype
+    assert torch.equal(ops.JointLinear.apply(x, "norm", weight, 1e-5, joint, None), normed @ joint.T)
 
 
 def test_a_gate_is_silu_times_up() -> None:
     joint, x = leaf(9, 6), leaf(5, 12)
     gate, up = x.chunk(2, 1)
-    found = ops.JointLinear.apply(x, True, joint, None)
+    found = ops.JointLinear.apply(x, "gate", None, 0.0, joint, None)
     assert torch.allclose(found, (torch.nn.functional.silu(gate) * up) @ joint.T)
 
 
@@ -352,7 +363,7 @@ def test_adapter_dropout_is_one_mask_on_the_input() -> None:
     x, joint, adapters = leaf(50, 6), leaf(9, 6), [leaf(2, 6), leaf(4, 2), leaf(3, 6), leaf(5, 3)]
     torch.manual_seed(3)
     kept = ops.kept_by_dropout(torch.Size([50, 6]), 0.4, torch.device("cpu"))
-    found = ops.LoraLinear.apply(x, False, joint, None, (0.5, 2.0), 0.4, kept, *adapters)
+    found = ops.LoraLinear.apply(x, "nothing", None, 0.0, joint, None, (0.5, 2.0), 0.4, kept, *adapters)
     dropped = x * kept / 0.6
     parts = [dropped @ adapters[0].T @ adapters[1].T * 0.5, dropped @ adapters[2].T @ adapters[3].T * 2.0]
     assert torch.allclose(found, x @ joint.T + torch.cat(parts, 1))
@@ -366,18 +377,16 @@ def test_the_gradient_of_attention_over_blocks(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(attention_module, "BLOCK_TOKENS", 3)
     blocks = attention_blocks([0, 4, 7], [4, 7, 12], [(), ((0, 4),), ((0, 2),)])
     angles = torch.randn(12, 2, dtype=torch.float64).repeat(1, 2)
-    for kept in (512, 2):
-        monkeypatch.setattr(attention_module, "MAX_KEPT_KEYS", kept)
 
-        def attended(qkv: torch.Tensor) -> torch.Tensor:
-            return RotaryAttention.apply(qkv, angles.cos(), angles.sin(), blocks, 4, 2, 0.5)  # type: ignore[no-any-return]
+    def attended(qkv: torch.Tensor) -> torch.Tensor:
+        return RotaryAttention.apply(qkv, angles.cos(), angles.sin(), blocks, 4, 2, 0.5)  # type: ignore[no-any-return]
 
-        assert torch.autograd.gradcheck(attended, (leaf(12, 32),), fast_mode=True)
-        assert torch.autograd.gradcheck(
-            lambda q, k, v: BlockAttention.apply(q, k, v, blocks, 0.5),
-            (leaf(4, 12, 4), leaf(2, 12, 4), leaf(2, 12, 4)),
-            fast_mode=True,
-        )
+    assert torch.autograd.gradcheck(attended, (leaf(12, 32),), fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: BlockAttention.apply(q, k, v, blocks, 0.5),
+        (leaf(4, 12, 4), leaf(2, 12, 4), leaf(2, 12, 4)),
+        fast_mode=True,
+    )
 
 
 def test_attention_over_blocks_is_scaled_dot_product_attention() -> None:
@@ -393,7 +402,7 @@ def test_attention_over_blocks_is_scaled_dot_product_attention() -> None:
     assert torch.allclose(found.transpose(0, 1), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk_bytes", [2**27, 2000])
+@pytest.mark.parametrize("chunk_bytes", [2**27, 600])  # of 160 bytes a row: all at once, or three at a time
 def test_head_and_logits_give_the_gradient_of_cross_entropy(chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_module, "MAX_LOGITS_BYTES", chunk_bytes)
     monkeypatch.setattr(head_module, "ROWS_PER_BLOCK", 3)
@@ -420,6 +429,19 @@ def test_head_and_logits_give_the_gradient_of_cross_entropy(chunk_bytes: int, mo
     assert torch.allclose((each * weights).sum(), loss)
     assert torch.allclose(each, logits_each)
     assert not each.requires_grad
+
+
+def test_chunks_of_bfloat16_logits_add_up_in_the_masters_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_module, "ROWS_PER_BLOCK", 3)
+    hidden, master = leaf(11, 6).bfloat16().detach(), leaf(20, 6).float().detach().requires_grad_()
+    targets = Targets(torch.arange(11), torch.arange(11), torch.rand(11), one_each=True)
+    gradients = []
+    for chunk_bytes in (2**27, 150):
+        monkeypatch.setattr(head_module, "MAX_LOGITS_BYTES", chunk_bytes)
+        loss, _ = HeadNll.apply(hidden, master.detach().bfloat16(), master, targets)
+        gradients.append(torch.autograd.grad(loss, master)[0])
+    assert gradients[0].dtype == gradients[1].dtype == torch.float32
+    assert torch.allclose(*gradients, atol=0.01 * float(gradients[0].abs().max()))
 
 
 def test_label_smoothing_is_that_of_torch_and_of_transformers() -> None:

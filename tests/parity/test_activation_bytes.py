@@ -16,7 +16,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from halo_forge.chat import Example
 from halo_forge.models import add_lora
-from halo_forge.models.fast.attention import num_kept_scores
 from halo_forge.models.fast.decoder import FastDecoder
 from halo_forge.models.shape import shape_of
 from halo_forge.train.batches import Batch, examples_to_batch
@@ -131,7 +130,6 @@ def measured_row(method: Method, precision: Precision, dropout: float = 0.0) -> 
         key=key,
         query=(wider_heads - 32 * key) / 64,
         rank=slope(4, rank=8),
-        score=slope(32 * SIZES["heads"], length=64),
         checkpoint=per_layer(*row, dropout=dropout, recompute=True) / SIZES["hidden"],
     )
 
@@ -163,13 +161,12 @@ def test_the_prediction_of_another_model_is_within_a_tenth(
     decoder = build(method, precision, dropout=0.1, recompute=recompute, **sizes)
     num_tokens = 1024
     shape = shape_of(base_model(**sizes), "all-linear" if method == "lora" else None)
-    scores = num_tokens // length * num_kept_scores(length)
     inputs = MemoryInputs(
         shape=shape,
         method=method,
         precision=precision,
         device="cpu",
-        batch=BatchSize(num_tokens=num_tokens, num_supervised=4, num_scores=scores),
+        batch=BatchSize(num_tokens=num_tokens, num_supervised=4),
         recompute=recompute,
         rank=8,
         dropout=0.1,

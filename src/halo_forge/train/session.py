@@ -25,6 +25,7 @@ from halo_forge.models.compute import Compute
 from halo_forge.models.fast.compiled import compile_layers
 from halo_forge.models.fast.decoder import FastDecoder, NotCovered
 from halo_forge.models.fast.head import Softening
+from halo_forge.models.machine import return_freed_memory
 from halo_forge.models.weights import parameter_names
 from halo_forge.runs import Notify, sha256_json
 from halo_forge.train.attention import DOCUMENT_ATTENTION, set_training_attention
@@ -272,6 +273,7 @@ def choose_objective(
         except NotCovered as reason:
             notify("note", {"text": f"transformers' own layers are used: {reason}"})
         else:
+            return_freed_memory()  # the weights that joint matrices replaced, and what loading them took
             decoder.recompute, decoder.skip_unread = bool(compute.recompute), training.skip_unread
             with autocast(compute.device, compute.precision):
                 agrees = decoder.agrees(model, probe.input_ids[0].split(probe.document_lengths))

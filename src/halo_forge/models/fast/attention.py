@@ -5,10 +5,15 @@ Axes: N tokens of a row, H query heads, K key/value heads, G = H / K, E head siz
 Every block of queries is one batched product over the K key heads with its G query heads side by side, so that
 grouped-query attention copies no key. No mask over the row exists: a block multiplies with the keys it may see, and
 only the square of its own positions is masked. Scores are rounded to the compute type, softmax runs in float32.
+
+Attention weights are not kept: the backward pass makes them again, block by block, in one room that stays in the cache
+(FlashAttention's idea, Dao et al. 2022). Kept ones were the sixth part of all activations and saved no time: they
+had to be written to memory and read back.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,8 +24,6 @@ import torch
 
 BLOCK_TOKENS = 128
 """Queries of one block: smaller ones multiply less above the diagonal, larger ones in fewer products (measured)."""
-MAX_KEPT_KEYS = 512
-"""Attention weights over more keys are computed again in the backward pass instead of kept: 2 * H bytes a pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,6 @@ def document_blocks(lengths: Sequence[int]) -> tuple[Block, ...]:
     return attention_blocks([end - length for end, length in zip(ends, lengths, strict=True)], ends, [()] * len(ends))
 
 
-def num_kept_scores(length: int) -> int:
-    """How many attention weights of a document each head keeps for the backward pass."""
-    blocks = document_blocks([length])
-    return sum((block.end - block.start) * block.end for block in blocks if block.end <= MAX_KEPT_KEYS)
-
-
 def _joined(spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     joined: list[tuple[int, int]] = []
     for start, end in spans:
@@ -77,59 +74,56 @@ def _future(num_queries: int, num_groups: int, dtype: torch.dtype, device: torch
 # ------------------------------------------------------------------------------------- attention of rotated heads
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """What the backward pass needs; `weights` of each block [K, T * G, S], or None where they are computed again."""
-
-    query: torch.Tensor  # [K, N, G, E], scaled
-    key: torch.Tensor  # [K, N, E]
-    value: torch.Tensor  # [K, N, E]
-    weights: list[torch.Tensor | None]
+def _weights_room(query: torch.Tensor, blocks: Sequence[Block]) -> torch.Tensor:
+    """Memory for the attention weights of any one of the blocks."""
+    pairs = [(block.end - block.start) * sum(end - start for start, end in block.spans) for block in blocks]
+    return query.new_empty(max(pairs, default=0) * query.shape[0] * query.shape[2])
 
 
-def _block_weights(query: torch.Tensor, key: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor]:
-    """(queries of the block [K, T * G, E], their weights on its keys)"""
+def _block_weights(
+    query: torch.Tensor, key: torch.Tensor, block: Block, room: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(queries of the block [K, T * G, E], their weights on its keys [K, T * G, S], which lie in the room)"""
     num_key_heads, _, groups, size = query.shape
     num_queries = block.end - block.start
     rows = query[:, block.start : block.end].reshape(num_key_heads, num_queries * groups, size)
-    scores = torch.bmm(rows, _gathered(key, block.spans).transpose(1, 2))
+    keys = _gathered(key, block.spans)
+    shape = (num_key_heads, rows.shape[1], keys.shape[1])
+    scores = room[: math.prod(shape)].view(shape)
+    torch.bmm(rows, keys.transpose(1, 2), out=scores)
     scores[:, :, -num_queries:] += _future(num_queries, groups, query.dtype, query.device)
-    return rows, torch.softmax(scores, -1)
+    return rows, torch.softmax(scores, -1, out=scores)
 
 
-def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, blocks: Sequence[Block]
-) -> tuple[torch.Tensor, _Kept]:
-    """(output [N, K, G, E], what the gradient needs) from scaled queries [K, N, G, E] and keys and values [K, N, E]."""
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, blocks: Sequence[Block]) -> torch.Tensor:
+    """Output [N, K, G, E] of scaled queries [K, N, G, E] and keys and values [K, N, E]."""
     num_key_heads, num_tokens, groups, size = query.shape
     output = query.new_empty(num_tokens, num_key_heads, groups, size)
-    kept: list[torch.Tensor | None] = []
+    room = _weights_room(query, blocks)
     for block in blocks:
-        _, weights = _block_weights(query, key, block)
+        _, weights = _block_weights(query, key, block, room)
         attended = torch.bmm(weights, _gathered(value, block.spans))
         output[block.start : block.end] = attended.view(num_key_heads, -1, groups, size).transpose(0, 1)
-        kept.append(weights if weights.shape[2] <= MAX_KEPT_KEYS else None)
-    return output, _Kept(query, key, value, kept)
+    return output
 
 
 def _attend_backward(
-    kept: _Kept, d_output: torch.Tensor, blocks: Sequence[Block]
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, d_output: torch.Tensor, blocks: Sequence[Block]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query [K, N, G, E], key and value [K, N, E]. Keys collect from many blocks, in float32: a shared
     prefix sums over all its branches."""
-    query, key, value = kept.query, kept.key, kept.value
     num_key_heads, _, groups, size = query.shape
     d_query = torch.empty_like(query)
     d_key = torch.zeros(key.shape, dtype=torch.promote_types(key.dtype, torch.float32), device=key.device)
     d_value = torch.zeros_like(d_key)
-    for block, known in zip(blocks, kept.weights, strict=True):
-        rows, weights = _block_weights(query, key, block) if known is None else (None, known)
-        if rows is None:
-            rows = query[:, block.start : block.end].reshape(num_key_heads, -1, size)
+    weights_room, gradient_room = _weights_room(query, blocks), _weights_room(query, blocks)
+    for block in blocks:
+        rows, weights = _block_weights(query, key, block, weights_room)
         d_rows = d_output[block.start : block.end].transpose(0, 1).reshape(num_key_heads, -1, size)
         _scatter_add(d_value, torch.bmm(weights.transpose(1, 2), d_rows), block.spans)
-        d_weights = torch.bmm(d_rows, _gathered(value, block.spans).transpose(1, 2))
-        d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+        d_weights = gradient_room[: weights.numel()].view(weights.shape)
+        torch.bmm(d_rows, _gathered(value, block.spans).transpose(1, 2), out=d_weights)
+        d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype, grad_input=d_weights)
         d_block = torch.bmm(d_scores, _gathered(key, block.spans))
         d_query[:, block.start : block.end] = d_block.view(num_key_heads, -1, groups, size)
         _scatter_add(d_key, torch.bmm(d_scores.transpose(1, 2), rows), block.spans)
@@ -168,17 +162,17 @@ class BlockAttention(torch.autograd.Function):
         num_heads, num_tokens, size = query.shape
         grouped = query.new_empty(len(key), num_tokens, num_heads // len(key), size)
         torch.mul(query.view(len(key), -1, num_tokens, size).transpose(1, 2), scale, out=grouped)
-        output, kept = _attend(grouped, key.contiguous(), value.contiguous(), blocks)
-        _keep(ctx, kept)
+        key, value = key.contiguous(), value.contiguous()
+        ctx.save_for_backward(grouped, key, value)
         ctx.blocks, ctx.scale = blocks, scale
-        return output.view(num_tokens, num_heads, size)
+        return _attend(grouped, key, value, blocks).view(num_tokens, num_heads, size)
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        kept, _ = _recall(ctx)
-        num_key_heads, num_tokens, groups, size = kept.query.shape
+        query, key, value = ctx.saved_tensors
+        num_key_heads, num_tokens, groups, size = query.shape
         d_output = upstream.reshape(num_tokens, num_key_heads, groups, size)
-        d_query, d_key, d_value = _attend_backward(kept, d_output, ctx.blocks)
+        d_query, d_key, d_value = _attend_backward(query, key, value, d_output, ctx.blocks)
         d_query = d_query.mul_(ctx.scale).transpose(1, 2).reshape(num_key_heads * groups, num_tokens, size)
         return d_query, d_key.to(d_query.dtype), d_value.to(d_query.dtype), None, None
 
@@ -212,18 +206,17 @@ class RotaryAttention(torch.autograd.Function):
         key, value = qkv.new_empty(2, num_key_heads, num_tokens, size)
         key.copy_(rotated[:, num_heads:].transpose(0, 1))
         value.copy_(heads[:, num_heads + num_key_heads :].transpose(0, 1))
-        output, kept = _attend(query, key, value, blocks)
-        _keep(ctx, kept, cos, sin)
+        ctx.save_for_backward(query, key, value, cos, sin)
         ctx.blocks, ctx.scale = blocks, scale
-        return output.view(num_tokens, num_heads * size)
+        return _attend(query, key, value, blocks).view(num_tokens, num_heads * size)
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        kept, (cos, sin) = _recall(ctx)
-        num_key_heads, num_tokens, groups, size = kept.query.shape
+        query, key, value, cos, sin = ctx.saved_tensors
+        num_key_heads, num_tokens, groups, size = query.shape
         num_heads = num_key_heads * groups
         d_output = upstream.view(num_tokens, num_key_heads, groups, size)
-        d_query, d_key, d_value = _attend_backward(kept, d_output, ctx.blocks)
+        d_query, d_key, d_value = _attend_backward(query, key, value, d_output, ctx.blocks)
         turned = torch.empty(num_tokens, num_heads + num_key_heads, size, dtype=d_key.dtype, device=d_key.device)
         turned[:, :num_heads].view(num_tokens, num_key_heads, groups, size).copy_(d_query.transpose(0, 1))
         turned[:, :num_heads] *= ctx.scale
@@ -244,14 +237,3 @@ def _rotated(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, sign: in
     rotated[..., :half].addcmul_(wide[..., half:], sin[:, None, :half], value=-sign)
     rotated[..., half:].addcmul_(wide[..., :half], sin[:, None, half:], value=sign)
     return rotated
-
-
-def _keep(ctx: Any, kept: _Kept, *others: torch.Tensor) -> None:
-    ctx.num_others = len(others)
-    ctx.save_for_backward(*others, kept.query, kept.key, kept.value, *kept.weights)
-
-
-def _recall(ctx: Any) -> tuple[_Kept, list[torch.Tensor]]:
-    saved = list(ctx.saved_tensors)  # to be asked for once: with recomputation it is then gone
-    others, (query, key, value, *weights) = saved[: ctx.num_others], saved[ctx.num_others :]
-    return _Kept(query, key, value, weights), others

@@ -89,13 +89,17 @@ class Projection:
         return kept_by_dropout(torch.Size([num_tokens, self.joint.shape[1]]), self.dropout, self.joint.device)
 
     def __call__(
-        self, x: torch.Tensor, kept: torch.Tensor | None, with_adapters: bool, *, gated: bool = False
-    ) -> torch.Tensor:
-        """Of x, or, `gated`, of the SwiGLU of x."""
+        self, x: torch.Tensor, kept: torch.Tensor | None, with_adapters: bool,
+        *, norm: nn.Module | None = None, gated: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        """Of x, of the norm of x, or, `gated`, of the SwiGLU of x."""
         bias = torch.cat(self.biases) if self.biases else None
+        seen: tuple[Any, ...] = (x, "gate" if gated else "nothing", None, 0.0)
+        if norm is not None:
+            seen = (x, "norm", norm.weight, norm.variance_epsilon)
         if self.adapters and with_adapters:
-            return LoraLinear.apply(x, gated, self.joint, bias, self.scales, self.dropout, kept, *self.adapters)
-        return JointLinear.apply(x, gated, self.joint, bias, *self.masters)
+            return LoraLinear.apply(*seen, self.joint, bias, self.scales, self.dropout, kept, *self.adapters)
+        return JointLinear.apply(*seen, self.joint, bias, *self.masters)
 
 
 def _copy_rows(joint: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
@@ -169,7 +173,7 @@ Kept = tuple[torch.Tensor | None, ...]
 
 def before_attention(layer: Layer, heads: Heads, x: torch.Tensor, kept: Kept, with_adapters: bool) -> torch.Tensor:
     """The joint projection [N, (H + 2 K) * E] of the residual stream [N, D], not yet rotated."""
-    qkv = layer.qkv(_normed(layer.input_norm, x, heads.dtype), kept[0], with_adapters)
+    qkv = layer.qkv(x, kept[0], with_adapters, norm=layer.input_norm)
     return qkv if layer.head_norms is None else _with_normed_heads(qkv, heads, *layer.head_norms)
 
 
@@ -178,7 +182,7 @@ def after_attention(
 ) -> torch.Tensor:
     """The residual stream [N, D] behind the layer, from that before it and what attention gives [N, H * E]."""
     x = x + layer.output(attended, kept[0], with_adapters)
-    gate_up = layer.gate_up(_normed(layer.mlp_norm, x, heads.dtype), kept[1], with_adapters)
+    gate_up = layer.gate_up(x, kept[1], with_adapters, norm=layer.mlp_norm)
     return x + layer.down(gate_up, kept[2], with_adapters, gated=True)
 
 

@@ -113,9 +113,8 @@ class HeadNll(torch.autograd.Function):
                 continue
             torch.mm(logits, head, out=d_hidden[part])
             if master is not None and ctx.needs_input_grad[2]:
-                d_part = logits.T @ hidden[part]
                 is_all = part.stop - part.start == len(hidden)
-                d_head = d_part if is_all else _added(d_head, d_part, master.dtype)
+                d_head = _with_product(d_head, logits.T, hidden[part], logits.dtype if is_all else master.dtype)
         ctx.save_for_backward(d_hidden, d_head)
         ctx.dtype = master.dtype if master is not None else None
         ctx.mark_non_differentiable(nll)
@@ -125,12 +124,24 @@ class HeadNll(torch.autograd.Function):
     def backward(ctx: Any, upstream: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         d_hidden, d_head = ctx.saved_tensors
         if d_head is not None:
-            d_head = (d_head * upstream.to(d_head.dtype)).to(ctx.dtype)
-        return d_hidden * upstream.to(d_hidden.dtype), None, d_head, *[None] * 4
+            d_head = _times(d_head, upstream).to(ctx.dtype)
+        return _times(d_hidden, upstream), None, d_head, *[None] * 4
 
 
-def _added(total: torch.Tensor | None, part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return part.to(dtype) if total is None else total.add_(part)
+def _with_product(
+    total: torch.Tensor | None, left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """total + left right, in place, without a second matrix of its size where the types allow it."""
+    if total is None:
+        return (left @ right).to(dtype)
+    return total.addmm_(left, right) if dtype == left.dtype else total.add_(left @ right)
+
+
+def _times(gradient: torch.Tensor, upstream: torch.Tensor) -> torch.Tensor:
+    """A training step asks for the gradient of the loss itself: times 1 would be a copy, at the peak of memory."""
+    if not _is_on_gpu(gradient) and upstream == 1:
+        return gradient
+    return gradient * upstream.to(gradient.dtype)
 
 
 def _pieces(num_rows: int, rows: torch.Tensor, size: int) -> Iterator[tuple[slice, slice]]:

@@ -5,41 +5,46 @@ Axes: N tokens, D width, O outputs of a projection, F inner width of the MLP, R 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
 
 
-class RmsNorm(torch.autograd.Function):
-    """weight * x / sqrt(mean(x^2) + eps) (Zhang and Sennrich 2019), from the residual stream into the compute type.
+def rms_scale(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """1 / sqrt(mean(x^2) + eps) of each row of x [N, D], as [N, 1] in float32, or float64 for float64 input."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.linalg.vecdot(wide, wide)[:, None].div_(x.shape[1]).add_(eps).rsqrt_()
 
-    x [N, D] in any type, weight [D]; returns [N, D] of `dtype`. Computed in float32, or float64 for float64 input.
-    """
+
+def rms_normed(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """weight * x * scale (Zhang and Sennrich 2019) [N, D], computed in the scale's type."""
+    return (x.to(scale.dtype) * scale).mul_(weight).to(dtype)
+
+
+def rms_norm_gradient(
+    upstream: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, for_weight: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Gradients of x and, if asked for, of the weight from that of what is normed."""
+    wide = x.to(scale.dtype)
+    d_weight = (wide * scale).mul_(upstream).sum(0).to(weight.dtype) if for_weight else None
+    d_normed = upstream * weight.to(scale.dtype)
+    along = torch.linalg.vecdot(d_normed, wide)[:, None] * scale.pow(3).div_(-x.shape[1])
+    return d_normed.mul_(scale).addcmul_(wide, along).to(x.dtype), d_weight
+
+
+class RmsNorm(torch.autograd.Function):
+    """The norm by itself: x [N, D] in any type, weight [D]; returns [N, D] of `dtype`."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.linalg.vecdot(wide, wide)[:, None].div_(x.shape[1]).add_(eps).rsqrt_()
+        scale = rms_scale(x, eps)
         ctx.save_for_backward(x, weight, scale)
-        normed = wide * scale
-        return normed.mul_(weight).to(dtype)
+        return rms_normed(x, weight, scale, dtype)
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        wide = x.to(scale.dtype)
-        d_weight = None
-        if ctx.needs_input_grad[1]:
-            d_weight = (wide * scale).mul_(upstream).sum(0).to(weight.dtype)
-        d_normed = upstream * weight.to(scale.dtype)
-        along = torch.linalg.vecdot(d_normed, wide)[:, None] * scale.pow(3).div_(-x.shape[1])
-        return d_normed.mul_(scale).addcmul_(wide, along).to(x.dtype), d_weight, None, None
-
-
-def opened_gate(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu of the first half of a joint projection [N, 2 F]."""
-    return F.silu(gate_up.chunk(2, 1)[0])
+        return *rms_norm_gradient(upstream, *ctx.saved_tensors, ctx.needs_input_grad[1]), None, None
 
 
 def swiglu_gradient(gate_up: torch.Tensor, opened: torch.Tensor, upstream: torch.Tensor) -> torch.Tensor:
@@ -55,50 +60,97 @@ def swiglu_gradient(gate_up: torch.Tensor, opened: torch.Tensor, upstream: torch
     return gradient
 
 
-class JointLinear(torch.autograd.Function):
-    """Several linear layers of one input as one product: x W^T + bias, with W's gradient in the masters' type.
+Before = Literal["nothing", "norm", "gate"]
+"""What stands between the input x of a projection and what its linear layers see. It is made again in the backward
+pass, so that x alone is kept.
 
-    x [N, D], joint [O, D] in the compute type, bias [O] or None; `masters` are the trained weights that `joint` is a
-    copy of, one under the other (none where they are frozen).
-    gated     x is a joint projection [N, 2 D], and what the layers see its SwiGLU [N, D]: made again in the backward
-              pass, it need not be kept
+nothing  x [N, D] is what they see
+norm     x [N, D] is the residual stream; they see its RMS norm, in the type of their weight
+gate     x [N, 2 D] is a joint projection; they see its SwiGLU [N, D]
+"""
+
+
+def _helper(x: torch.Tensor, before: Before, eps: float) -> torch.Tensor | None:
+    """What `_seen` and `_past` both need: the norm's scale [N, 1] (small: kept), silu of the gate [N, D] (not kept)."""
+    if before == "nothing":
+        return None
+    return rms_scale(x, eps) if before == "norm" else F.silu(x.chunk(2, 1)[0])
+
+
+def _recalled(x: torch.Tensor, before: Before, scale: torch.Tensor | None) -> torch.Tensor | None:
+    """The helper, in the backward pass."""
+    return scale if before != "gate" else _helper(x, before, 0.0)
+
+
+def _seen(x: torch.Tensor, norm: torch.Tensor | None, helper: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    if helper is None:
+        return x
+    return helper * x.chunk(2, 1)[1] if norm is None else rms_normed(x, norm, helper, dtype)
+
+
+def _past(
+    gradient: torch.Tensor, x: torch.Tensor, norm: torch.Tensor | None, helper: torch.Tensor | None, for_norm: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Gradients of x and of the norm's weight from that of what the layers see."""
+    if helper is None:
+        return gradient, None
+    if norm is None:
+        return swiglu_gradient(x, helper, gradient), None
+    return rms_norm_gradient(gradient, x, norm, helper, for_norm)
+
+
+class JointLinear(torch.autograd.Function):
+    """Several linear layers of one input as one product: seen W^T + bias, with W's gradient in the masters' type.
+
+    x, before, norm, eps  the input [N, ...] and what stands before the layers, with the norm's weight [D] if it does
+    joint [O, D] in the compute type, bias [O] or None; `masters` are the trained weights that `joint` is a copy of, one
+    under the other (none where they are frozen)
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, gated: bool, joint: torch.Tensor, bias: torch.Tensor | None, *masters: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        before: Before,
+        norm: torch.Tensor | None,
+        eps: float,
+        joint: torch.Tensor,
+        bias: torch.Tensor | None,
+        *masters: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.save_for_backward(x if masters or gated else None, joint)
-        ctx.gated = gated
+        helper = _helper(x, before, eps)
+        scale = helper if before == "norm" else None
+        ctx.save_for_backward(x if masters or before != "nothing" else None, norm, scale, joint)
+        ctx.before = before
         ctx.sizes = [len(master) for master in masters]
         ctx.dtypes = [master.dtype for master in masters]
         ctx.bias_dtype = bias.dtype if bias is not None else None
-        seen, _ = _seen(x, gated)
-        return F.linear(seen, joint, bias.to(x.dtype) if bias is not None else None)
+        seen = _seen(x, norm, helper, joint.dtype)
+        return F.linear(seen, joint, bias.to(seen.dtype) if bias is not None else None)
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, joint = ctx.saved_tensors
-        seen, opened = _seen(x, ctx.gated)
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_x = _past_the_gate(upstream @ joint, x, opened)
-        d_bias = upstream.sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[3] else None
+        x, norm, scale, joint = ctx.saved_tensors
+        helper = _recalled(x, ctx.before, scale)
+        d_x = d_norm = None
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
+            d_x, d_norm = _past(upstream @ joint, x, norm, helper, ctx.needs_input_grad[2])
+        d_bias = upstream.sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[5] else None
         d_masters: list[torch.Tensor | None] = []
         if ctx.sizes:
-            d_joint = upstream.T @ seen
+            d_joint = upstream.T @ _seen(x, norm, helper, joint.dtype)
             d_masters = [part.to(dtype) for part, dtype in zip(d_joint.split(ctx.sizes), ctx.dtypes, strict=True)]
-        return d_x, None, None, d_bias, *d_masters
+        return d_x, None, d_norm, None, None, d_bias, *d_masters
 
 
 class LoraLinear(torch.autograd.Function):
     """Several frozen linear layers of one input, each with a LoRA adapter (Hu et al. 2021).
 
-    y = x W^T + bias + (dropped(x) A^T) B^T with A [R, D] all adapters' down-projections one under the other; each
+    y = seen W^T + bias + (dropped(seen) A^T) B^T with A [R, D] all adapters' down-projections one under the other; each
     up-projection B, scaled, writes into its own columns of y. Dropout draws one mask for the input, where peft draws
     one per adapter.
 
-    gated     as of JointLinear
+    x, before, norm, eps, joint, bias  as of JointLinear
     kept      bool as what the layers see, False where dropout drops (`kept_by_dropout`), or None; drawn outside, so
               that compiled code draws nothing and an interrupted run draws the same
     adapters  A and B of each layer in turn, masters in their own type; empty ones for layers without
@@ -108,7 +160,9 @@ class LoraLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        gated: bool,
+        before: Before,
+        norm: torch.Tensor | None,
+        eps: float,
         joint: torch.Tensor,
         bias: torch.Tensor | None,
         scales: tuple[float, ...],
@@ -116,52 +170,41 @@ class LoraLinear(torch.autograd.Function):
         kept: torch.Tensor | None,
         *adapters: torch.Tensor,
     ) -> torch.Tensor:
-        down = torch.cat([a.to(x.dtype) for a in adapters[::2]])
-        ups = [(b * scale).to(x.dtype) for b, scale in zip(adapters[1::2], scales, strict=True)]
-        seen, _ = _seen(x, gated)
+        down = torch.cat([a.to(joint.dtype) for a in adapters[::2]])
+        ups = [(b * scale).to(joint.dtype) for b, scale in zip(adapters[1::2], scales, strict=True)]
+        helper = _helper(x, before, eps)
+        seen = _seen(x, norm, helper, joint.dtype)
         inner = _dropped(seen, kept, dropout) @ down.T
-        output = F.linear(seen, joint, bias.to(x.dtype) if bias is not None else None)
+        output = F.linear(seen, joint, bias.to(seen.dtype) if bias is not None else None)
         ctx.outputs, ctx.ranks = [len(up) for up in ups], [up.shape[1] for up in ups]
         for part, own, up in zip(output.split(ctx.outputs, 1), inner.split(ctx.ranks, 1), ups, strict=True):
             part.addmm_(own, up.T)
-        ctx.save_for_backward(x, joint, down, inner, kept, *ups)
-        ctx.gated, ctx.scales, ctx.dropout = gated, scales, dropout
+        ctx.save_for_backward(x, norm, helper if before == "norm" else None, joint, down, inner, kept, *ups)
+        ctx.before, ctx.scales, ctx.dropout = before, scales, dropout
         ctx.dtypes = [adapter.dtype for adapter in adapters]
         return output
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, joint, down, inner, kept, *ups = ctx.saved_tensors
-        seen, opened = _seen(x, ctx.gated)
+        x, norm, scale, joint, down, inner, kept, *ups = ctx.saved_tensors
+        helper = _recalled(x, ctx.before, scale)
         parts = upstream.split(ctx.outputs, 1)
         d_inner = torch.cat([part @ up for part, up in zip(parts, ups, strict=True)], 1)
-        d_down = d_inner.T @ _dropped(seen, kept, ctx.dropout)
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_x = upstream @ joint
+        d_down = d_inner.T @ _dropped(_seen(x, norm, helper, joint.dtype), kept, ctx.dropout)
+        d_x = d_norm = None
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
+            d_seen = upstream @ joint
             if kept is None:
-                d_x.addmm_(d_inner, down)
+                d_seen.addmm_(d_inner, down)
             else:
-                d_x.add_(_dropped(d_inner @ down, kept, ctx.dropout))
-            d_x = _past_the_gate(d_x, x, opened)
+                d_seen.add_(_dropped(d_inner @ down, kept, ctx.dropout))
+            d_x, d_norm = _past(d_seen, x, norm, helper, ctx.needs_input_grad[2])
         d_adapters: list[torch.Tensor | None] = []
         for d_a, own, part, scale, dtype in zip(
             d_down.split(ctx.ranks), inner.split(ctx.ranks, 1), parts, ctx.scales, ctx.dtypes[::2], strict=True
         ):
             d_adapters += [d_a.to(dtype), (own.T @ part).T.contiguous().to(dtype) * scale]
-        return d_x, *[None] * 6, *d_adapters
-
-
-def _seen(x: torch.Tensor, gated: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(what the layers see of x, the opened gate or None)"""
-    if not gated:
-        return x, None
-    opened = opened_gate(x)
-    return opened * x.chunk(2, 1)[1], opened
-
-
-def _past_the_gate(gradient: torch.Tensor, x: torch.Tensor, opened: torch.Tensor | None) -> torch.Tensor:
-    return gradient if opened is None else swiglu_gradient(x, opened, gradient)
+        return d_x, None, d_norm, *[None] * 6, *d_adapters
 
 
 def kept_by_dropout(shape: torch.Size, dropout: float, device: torch.device) -> torch.Tensor:

@@ -21,39 +21,37 @@ Precision = Literal["float32", "bfloat16"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedBytes:
     """What one token leaves in one layer for the backward pass: bytes for each feature of the hidden state, the
-    feed-forward block, the queries, the keys, for each rank of the adapters, and for each token of its document that is
-    kept with it by a head (`score`, see `num_kept_scores`). `checkpoint`: bytes of a hidden feature where the layer is
-    recomputed."""
+    feed-forward block, the queries, the keys and for each rank of the adapters. Attention weights are not kept.
+    `checkpoint`: bytes of a hidden feature where the layer is recomputed."""
 
     hidden: float
     intermediate: float
     query: float
     key: float
     rank: float = 0.0
-    score: float
     checkpoint: float
 
 
 SAVED: dict[tuple[Method, Precision], SavedBytes] = {
-    ("full", "float32"): SavedBytes(hidden=16, intermediate=8, query=8, key=8, score=4, checkpoint=4),
-    ("full", "bfloat16"): SavedBytes(hidden=12, intermediate=4, query=4, key=4, score=2, checkpoint=4),
-    ("lora", "float32"): SavedBytes(hidden=16, intermediate=8, query=8, key=8, rank=28, score=4, checkpoint=4),
-    ("lora", "bfloat16"): SavedBytes(hidden=12, intermediate=4, query=4, key=4, rank=14, score=2, checkpoint=4),
+    ("full", "float32"): SavedBytes(hidden=8, intermediate=8, query=8, key=8, checkpoint=4),
+    ("full", "bfloat16"): SavedBytes(hidden=8, intermediate=4, query=4, key=4, checkpoint=4),
+    ("lora", "float32"): SavedBytes(hidden=8, intermediate=8, query=8, key=8, rank=28, checkpoint=4),
+    ("lora", "bfloat16"): SavedBytes(hidden=8, intermediate=4, query=4, key=4, rank=14, checkpoint=4),
 }
 """Of models/fast: bytes of distinct storages that autograd holds at the end of a forward pass (saved_tensors_hooks), as
 differences between Llamas that differ in one size."""
-DROPOUT_SAVED = SavedBytes(hidden=2, intermediate=1, query=1, key=0, score=0, checkpoint=0)
+DROPOUT_SAVED = SavedBytes(hidden=2, intermediate=1, query=1, key=0, checkpoint=0)
 """What adapters keep on top with dropout: one mask for each input, a byte a feature. Measured alike."""
 SLOW_SAVED: dict[tuple[Method, Precision], SavedBytes] = {
-    ("full", "float32"): SavedBytes(hidden=24, intermediate=16, query=8, key=8, score=4, checkpoint=4),
-    ("full", "bfloat16"): SavedBytes(hidden=26, intermediate=8, query=4, key=4, score=2, checkpoint=4),
-    ("lora", "float32"): SavedBytes(hidden=16, intermediate=16, query=8, key=8, rank=28, score=4, checkpoint=4),
-    ("lora", "bfloat16"): SavedBytes(hidden=18, intermediate=8, query=4, key=4, rank=14, score=2, checkpoint=2),
+    ("full", "float32"): SavedBytes(hidden=24, intermediate=16, query=8, key=8, checkpoint=4),
+    ("full", "bfloat16"): SavedBytes(hidden=26, intermediate=8, query=4, key=4, checkpoint=4),
+    ("lora", "float32"): SavedBytes(hidden=16, intermediate=16, query=8, key=8, rank=28, checkpoint=4),
+    ("lora", "bfloat16"): SavedBytes(hidden=18, intermediate=8, query=4, key=4, rank=14, checkpoint=2),
 }
 """Of transformers' own layers, which serve every other family; measured alike on a Llama."""
 SLOW_DROPOUT_SAVED: dict[Precision, SavedBytes] = {
-    "float32": SavedBytes(hidden=32, intermediate=4, query=4, key=0, score=0, checkpoint=0),
-    "bfloat16": SavedBytes(hidden=20, intermediate=4, query=4, key=0, score=0, checkpoint=0),
+    "float32": SavedBytes(hidden=32, intermediate=4, query=4, key=0, checkpoint=0),
+    "bfloat16": SavedBytes(hidden=20, intermediate=4, query=4, key=0, checkpoint=0),
 }
 LOGIT_COPIES = 2
 """[S, V] tensors that live at once in the loss: logits and their gradient on transformers' layers. The written-out head
@@ -81,12 +79,10 @@ SPARE_CACHE_COLUMNS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSize:
-    """One micro-batch: N tokens, S supervised positions, and the sum of T x T over documents short enough to be
-    scored."""
+    """One micro-batch: N tokens, S supervised positions."""
 
     num_tokens: int
     num_supervised: int
-    num_scores: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +185,7 @@ def layer_bytes(inputs: MemoryInputs) -> int:
     for row, share in rows:
         features = row.hidden * shape.hidden + row.intermediate * shape.intermediate
         token += share * (features + row.query * shape.query + row.key * shape.key)
-    return round(token * inputs.batch.num_tokens + saved.score * shape.num_heads * inputs.batch.num_scores)
+    return round(token * inputs.batch.num_tokens)
 
 
 def logit_bytes(inputs: MemoryInputs) -> int:

@@ -12,7 +12,6 @@ from halo_forge.artifacts import PreparedData
 from halo_forge.chat import read_examples
 from halo_forge.config.schema import Config
 from halo_forge.models.compute import Compute
-from halo_forge.models.fast.attention import num_kept_scores
 from halo_forge.train.planning.memory import BatchSize
 from halo_forge.train.session import micro_batch_tokens
 
@@ -132,11 +131,7 @@ def assumed_workload(config: Config, packing: Packing) -> Workload:
 
 
 def batch_size(lengths: Sequence[int], num_supervised: int) -> BatchSize:
-    return BatchSize(
-        num_tokens=sum(lengths),
-        num_supervised=num_supervised,
-        num_scores=sum(map(num_kept_scores, lengths)),
-    )
+    return BatchSize(num_tokens=sum(lengths), num_supervised=num_supervised)
 
 
 def largest_rows(lengths: np.ndarray, packing: Packing) -> list[int]:
