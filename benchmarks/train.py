@@ -113,7 +113,7 @@ def train_ours(rows: list[tuple[np.ndarray, np.ndarray]], method: str, per_step:
     from halo_forge.models.compute import Compute
     from halo_forge.models.precision import choose_precision
     from halo_forge.train.batches import examples_to_batch, step_batches
-    from halo_forge.train.optimizer import make_optimizer
+    from halo_forge.train.optimizer import make_moments, make_optimizer
     from halo_forge.train.session import (
         choose_objective,
         drops_anything,
@@ -145,6 +145,7 @@ def train_ours(rows: list[tuple[np.ndarray, np.ndarray]], method: str, per_step:
     objective, _ = choose_objective(model, config, compute, probe, lambda event, fields: None)
     model.train()
     optimizer = make_optimizer(model.parameters(), config.training)
+    make_moments(optimizer)
     shares = config.training.prefix_sharing and not drops_anything(model)
     steps, losses, norms = [], [], []
     for step in range(num_steps):

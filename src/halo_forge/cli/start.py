@@ -14,11 +14,12 @@ COMMANDS_THAT_TRAIN = frozenset({"demo", "run", "sft", "iterate", "reasoning", "
 MALLOC_SETTINGS = ":".join(
     f"glibc.malloc.{setting}"
     for setting in (
-        "hugetlb=1", "mmap_threshold=268435456", "trim_threshold=1073741824", "tcache_count=0", "mxfast=0",
+        "hugetlb=1", "mmap_threshold=268435456", "trim_threshold=68719476736", "tcache_count=0", "mxfast=0",
     )
 )  # fmt: skip
 """Activations of a step are a few dozen tensors of 1 to 150 MB, made and freed in every layer. Given back each time, as
-is the default, they come again page by page: 5 % of a LoRA step, 11 % of a full one (measured).
+is the default, they come again page by page: 5 % of a LoRA step, 11 % of a full one; in a virtual machine a GB of new
+pages takes 2 s (measured). So nothing is given back below 64 GB.
 
 torch asks for aligned memory, so glibc cuts a few bytes off each tensor's ends. Its two caches of small pieces keep
 these from being joined again: every freed tensor leaves a hole a little too small for the next of its size. Without the

@@ -81,6 +81,21 @@ def _of_bitsandbytes(name: str, is_cpu: bool) -> Any:
     return getattr(optimizers, names[name].removeprefix("Paged") if is_cpu else names[name])
 
 
+@torch.no_grad()
+def make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """AdamW's moments of every weight that has none yet, as zeros, before the first step instead of in it: what a run
+    needs is held before it begins, in one piece, and a weight that no gradient reaches in some step has them, too."""
+    if not isinstance(optimizer, torch.optim.AdamW):
+        return
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        if parameter not in optimizer.state:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
 def moments(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
     """What the optimizer remembers of a weight, as tensors by name."""
     state = optimizer.state.get(parameter, {})

@@ -35,6 +35,7 @@ from halo_forge.runs import (
 from halo_forge.train.checkpoint import PREFIX, TrainState, checkpoint_path, discard, list_checkpoints, read_checkpoint
 from halo_forge.train.loop import Cursor, StopReason, restore, run_steps
 from halo_forge.train.methods import load_training_model
+from halo_forge.train.optimizer import make_moments
 from halo_forge.train.planning.look_ahead import look_ahead
 from halo_forge.train.preflight.preflight import preflight
 from halo_forge.train.processes import from_main
@@ -92,6 +93,7 @@ def train(
     )
     preflight(session, run, prepared, foreseen, notify)
     cursor = restore(session, resume_from, notify)
+    make_moments(session.optimizer)
     stop_reason = run_steps(session, cursor, notify, check)
     return finish(session, run, prepared, cursor, stop_reason)
 

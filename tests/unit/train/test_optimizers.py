@@ -16,7 +16,7 @@ from halo_forge.errors import UsageError
 from halo_forge.train.batches import Batch, examples_to_batch
 from halo_forge.train.loss import Objective
 from halo_forge.train.neftune import with_noise
-from halo_forge.train.optimizer import apply_clipped, make_optimizer, moments, pull_to_start
+from halo_forge.train.optimizer import apply_clipped, make_moments, make_optimizer, moments, pull_to_start
 from halo_forge.train.step import clip_factor
 
 
@@ -58,6 +58,29 @@ def test_adafactor_keeps_rows_and_columns_only() -> None:
     parameters[0].grad = torch.ones(7, 5)
     optimizer.step()
     assert sum(tensor.numel() for tensor in moments(optimizer, parameters[0]).values()) <= 7 + 5 + 1
+
+
+def test_moments_made_beforehand_change_no_step() -> None:
+    early, late, unreached = weights(), weights(), torch.nn.Parameter(torch.ones(3))
+    optimizers = [make_optimizer(parameters, TrainingSection()) for parameters in ([*early, unreached], late)]
+    make_moments(optimizers[0])
+    assert {name: float(value.sum()) for name, value in moments(optimizers[0], unreached).items()} == {
+        "step": 0, "exp_avg": 0, "exp_avg_sq": 0,
+    }  # fmt: skip
+    for step in range(3):
+        for one, other in zip(early, late, strict=True):
+            one.grad = torch.full_like(one, 0.1 * step)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1
+            optimizer.step()
+        make_moments(optimizers[0])  # what is known stays
+    for one, other in zip(early, late, strict=True):
+        assert torch.equal(one, other)
+        for name, value in moments(optimizers[1], other).items():
+            assert torch.equal(moments(optimizers[0], one)[name], value), name
+    assert torch.equal(unreached, torch.ones(3))
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

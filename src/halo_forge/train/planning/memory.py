@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from halo_forge.models.fast.head import GPU_LOGITS_BYTES, MAX_LOGITS_BYTES
 from halo_forge.models.shape import ModelShape
 
 Method = Literal["lora", "full"]
@@ -54,8 +55,10 @@ SLOW_DROPOUT_SAVED: dict[Precision, SavedBytes] = {
     "bfloat16": SavedBytes(hidden=20, intermediate=4, query=4, key=0, checkpoint=0),
 }
 LOGIT_COPIES = 2
-"""[S, V] tensors that live at once in the loss: logits and their gradient on transformers' layers. The written-out head
-keeps one of at most `models.fast.head.MAX_LOGITS_BYTES`; predictions there are too high by the rest."""
+"""[S, V] tensors that live at once in the loss on transformers' layers: logits and their gradient."""
+HEAD_COPIES = {"cpu": 1, "cuda": 4}
+"""The same of the written-out head, for a chunk of logits: on a GPU also the softmax in float32. By reading
+models/fast/head.py."""
 LOGIT_CHUNK_ROWS = 128
 """Rows of logits that the loss holds in float32, twice. By reading train/loss.py."""
 TOP_BYTES = 2
@@ -189,7 +192,12 @@ def layer_bytes(inputs: MemoryInputs) -> int:
 
 
 def logit_bytes(inputs: MemoryInputs) -> int:
+    """Of the loss of one micro-batch."""
     batch, vocabulary = inputs.batch, inputs.shape.vocabulary
+    if inputs.fast_layers:
+        num_rows = batch.num_supervised if inputs.supervised_logits_only else batch.num_tokens
+        most = GPU_LOGITS_BYTES if inputs.device == "cuda" else MAX_LOGITS_BYTES
+        return HEAD_COPIES[inputs.device] * min(num_rows * vocabulary * inputs.itemsize, most)
     kept = LOGIT_COPIES * batch.num_supervised
     if not inputs.supervised_logits_only:
         kept += batch.num_tokens
