@@ -316,21 +316,21 @@ def leaf(*shape: int) -> torch.Tensor:
     ).requires_grad_()
 
 
-@pytest.mark.parametrize("before", ["nothing", "norm", "gate"])
+@pytest.mark.parametrize("before", [ops.Before("nothing"), ops.Before("norm", 1e-5), ops.Before("gate")])
 def test_gradients_of_the_pieces_are_those_of_finite_differences(before: ops.Before) -> None:
     x, weight, bias = leaf(5, 6), leaf(6), leaf(9)
     assert torch.autograd.gradcheck(lambda x, w: ops.RmsNorm.apply(x, w, 1e-5, torch.float64), (x, weight))
     masters = [leaf(4, 6), leaf(5, 6)]
     joint = torch.cat(masters).detach()
     adapters = [leaf(2, 6), leaf(4, 2), leaf(3, 6), leaf(5, 3)]
-    inputs = (leaf(5, 12) if before == "gate" else x, weight if before == "norm" else None)
+    inputs = (leaf(5, 12) if before.kind == "gate" else x, weight if before.kind == "norm" else None)
 
     def joined(x: torch.Tensor, norm: torch.Tensor | None, bias: torch.Tensor, *masters: torch.Tensor) -> torch.Tensor:
         joint.copy_(torch.cat(masters).detach())
-        return ops.JointLinear.apply(x, before, norm, 1e-5, joint.clone(), bias, *masters)  # type: ignore[no-any-return]
+        return ops.JointLinear.apply(x, before, norm, joint.clone(), bias, *masters)  # type: ignore[no-any-return]
 
     assert torch.autograd.gradcheck(joined, (*inputs, bias, *masters))
-    assert torch.autograd.gradcheck(lambda x, n: ops.JointLinear.apply(x, before, n, 1e-5, joint, None), inputs)
+    assert torch.autograd.gradcheck(lambda x, n: ops.JointLinear.apply(x, before, n, joint, None), inputs)
     for dropout in (0.0, 0.3):
 
         def adapted(
@@ -338,8 +338,8 @@ def test_gradients_of_the_pieces_are_those_of_finite_differences(before: ops.Bef
         ) -> torch.Tensor:
             torch.manual_seed(0)
             kept = ops.kept_by_dropout(torch.Size([5, 6]), dropout, x.device) if dropout else None
-            lora = ((0.5, 2.0), dropout, kept, *adapters)
-            return ops.LoraLinear.apply(x, before, norm, 1e-5, joint, None, *lora)  # type: ignore[no-any-return]
+            lora = (ops.AdapterOptions((0.5, 2.0), dropout), kept, *adapters)
+            return ops.LoraLinear.apply(x, before, norm, joint, None, *lora)  # type: ignore[no-any-return]
 
         assert torch.autograd.gradcheck(adapted, (*inputs, *adapters))
 
@@ -349,13 +349,13 @@ def test_a_norm_before_a_projection_is_the_norm_by_itself(dtype: torch.dtype) ->
     x, weight, joint = leaf(5, 6).detach().to(torch.promote_types(dtype, torch.float32)), leaf(6), leaf(9, 6).to(dtype)
     normed = ops.RmsNorm.apply(x, weight, 1e-5, dtype)
     assert normed.dtype == dtype
-    assert torch.equal(ops.JointLinear.apply(x, "norm", weight, 1e-5, joint, None), normed @ joint.T)
+    assert torch.equal(ops.JointLinear.apply(x, ops.Before("norm", 1e-5), weight, joint, None), normed @ joint.T)
 
 
 def test_a_gate_is_silu_times_up() -> None:
     joint, x = leaf(9, 6), leaf(5, 12)
     gate, up = x.chunk(2, 1)
-    found = ops.JointLinear.apply(x, "gate", None, 0.0, joint, None)
+    found = ops.JointLinear.apply(x, ops.Before("gate"), None, joint, None)
     assert torch.allclose(found, (torch.nn.functional.silu(gate) * up) @ joint.T)
 
 
@@ -363,7 +363,9 @@ def test_adapter_dropout_is_one_mask_on_the_input() -> None:
     x, joint, adapters = leaf(50, 6), leaf(9, 6), [leaf(2, 6), leaf(4, 2), leaf(3, 6), leaf(5, 3)]
     torch.manual_seed(3)
     kept = ops.kept_by_dropout(torch.Size([50, 6]), 0.4, torch.device("cpu"))
-    found = ops.LoraLinear.apply(x, "nothing", None, 0.0, joint, None, (0.5, 2.0), 0.4, kept, *adapters)
+    found = ops.LoraLinear.apply(
+        x, ops.Before(), None, joint, None, ops.AdapterOptions((0.5, 2.0), 0.4), kept, *adapters
+    )
     dropped = x * kept / 0.6
     parts = [dropped @ adapters[0].T @ adapters[1].T * 0.5, dropped @ adapters[2].T @ adapters[3].T * 2.0]
     assert torch.allclose(found, x @ joint.T + torch.cat(parts, 1))

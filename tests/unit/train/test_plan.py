@@ -21,6 +21,7 @@ from halo_forge.config import Config
 from halo_forge.errors import ModelNotFound, UsageError
 from halo_forge.models import add_lora, load_model
 from halo_forge.models.compute import Compute
+from halo_forge.models.fast.head import MAX_LOGITS_BYTES
 from halo_forge.models.partial import train_only
 from halo_forge.models.shape import read_shape, shape_of
 from halo_forge.train.batches import pack_by_tokens
@@ -232,7 +233,10 @@ def test_every_phase_grows_with_what_it_should(tiny_model_dir: Path) -> None:
     assert grown(eval_batch=64) == {"evaluation"}
     assert grown(rank=64) == {"training step", "validation", "saving", "evaluation"}
     assert grown(dropout=0.5) == set()  # was on already
-    assert "training step" in grown(supervised_logits_only=False)
+    assert predict_memory(inputs)[0].parts["logits"] <= MAX_LOGITS_BYTES  # a chunk, however many are supervised
+    slow = replace(inputs, fast_layers=False)
+    everywhere = replace(slow, supervised_logits_only=False)
+    assert predict_memory(everywhere)[0].num_bytes > predict_memory(slow)[0].num_bytes > start["training step"]
     full = predict_memory(replace(inputs, method="full", rank=0))[0].parts
     assert full["gradients"] == shape.num_parameters * 4
     assert full["optimizer"] == shape.num_parameters * 8

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from halo_forge.models.fast.attention import RotaryAttention, document_blocks
 from halo_forge.models.fast.head import NOTHING, HeadNll, RowGradient, Softening, Targets
 from halo_forge.models.fast.kernels import flex, kernel_of, rotated_heads, varlen
-from halo_forge.models.fast.ops import JointLinear, LoraLinear, RmsNorm, kept_by_dropout
+from halo_forge.models.fast.ops import AdapterOptions, Before, JointLinear, LoraLinear, RmsNorm, kept_by_dropout
 from halo_forge.models.fast.row import PackedRow
 
 _PARTS = {
@@ -94,12 +94,13 @@ class Projection:
     ) -> torch.Tensor:  # fmt: skip
         """Of x, of the norm of x, or, `gated`, of the SwiGLU of x."""
         bias = torch.cat(self.biases) if self.biases else None
-        seen: tuple[Any, ...] = (x, "gate" if gated else "nothing", None, 0.0)
+        before, weight = Before("gate" if gated else "nothing"), None
         if norm is not None:
-            seen = (x, "norm", norm.weight, norm.variance_epsilon)
+            before, weight = Before("norm", norm.variance_epsilon), norm.weight
         if self.adapters and with_adapters:
-            return LoraLinear.apply(*seen, self.joint, bias, self.scales, self.dropout, kept, *self.adapters)
-        return JointLinear.apply(*seen, self.joint, bias, *self.masters)
+            options = AdapterOptions(self.scales, self.dropout)
+            return LoraLinear.apply(x, before, weight, self.joint, bias, options, kept, *self.adapters)
+        return JointLinear.apply(x, before, weight, self.joint, bias, *self.masters)
 
 
 def _copy_rows(joint: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:

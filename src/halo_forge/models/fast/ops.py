@@ -5,7 +5,7 @@ Axes: N tokens, D width, O outputs of a projection, F inner width of the MLP, R 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -60,26 +60,36 @@ def swiglu_gradient(gate_up: torch.Tensor, opened: torch.Tensor, upstream: torch
     return gradient
 
 
-Before = Literal["nothing", "norm", "gate"]
-"""What stands between the input x of a projection and what its linear layers see. It is made again in the backward
-pass, so that x alone is kept.
+class Before(NamedTuple):
+    """What stands between the input x of a projection and what its linear layers see. It is made again in the backward
+    pass, so that x alone is kept.
 
-nothing  x [N, D] is what they see
-norm     x [N, D] is the residual stream; they see its RMS norm, in the type of their weight
-gate     x [N, 2 D] is a joint projection; they see its SwiGLU [N, D]
-"""
+    nothing  x [N, D] is what they see
+    norm     x [N, D] is the residual stream; they see its RMS norm with `eps`, in the type of their weight
+    gate     x [N, 2 D] is a joint projection; they see its SwiGLU [N, D]
+    """
+
+    kind: Literal["nothing", "norm", "gate"] = "nothing"
+    eps: float = 0.0
 
 
-def _helper(x: torch.Tensor, before: Before, eps: float) -> torch.Tensor | None:
+class AdapterOptions(NamedTuple):
+    """The scale of each layer's adapter; dropout of all of them."""
+
+    scales: tuple[float, ...]
+    dropout: float = 0.0
+
+
+def _helper(x: torch.Tensor, before: Before) -> torch.Tensor | None:
     """What `_seen` and `_past` both need: the norm's scale [N, 1] (small: kept), silu of the gate [N, D] (not kept)."""
-    if before == "nothing":
+    if before.kind == "nothing":
         return None
-    return rms_scale(x, eps) if before == "norm" else F.silu(x.chunk(2, 1)[0])
+    return rms_scale(x, before.eps) if before.kind == "norm" else F.silu(x.chunk(2, 1)[0])
 
 
 def _recalled(x: torch.Tensor, before: Before, scale: torch.Tensor | None) -> torch.Tensor | None:
     """The helper, in the backward pass."""
-    return scale if before != "gate" else _helper(x, before, 0.0)
+    return scale if before.kind != "gate" else _helper(x, before)
 
 
 def _seen(x: torch.Tensor, norm: torch.Tensor | None, helper: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
@@ -102,7 +112,7 @@ def _past(
 class JointLinear(torch.autograd.Function):
     """Several linear layers of one input as one product: seen W^T + bias, with W's gradient in the masters' type.
 
-    x, before, norm, eps  the input [N, ...] and what stands before the layers, with the norm's weight [D] if it does
+    x, before, norm  the input [N, ...] and what stands before the layers, with the norm's weight [D] if it does
     joint [O, D] in the compute type, bias [O] or None; `masters` are the trained weights that `joint` is a copy of, one
     under the other (none where they are frozen)
     """
@@ -113,14 +123,13 @@ class JointLinear(torch.autograd.Function):
         x: torch.Tensor,
         before: Before,
         norm: torch.Tensor | None,
-        eps: float,
         joint: torch.Tensor,
         bias: torch.Tensor | None,
         *masters: torch.Tensor,
     ) -> torch.Tensor:
-        helper = _helper(x, before, eps)
-        scale = helper if before == "norm" else None
-        ctx.save_for_backward(x if masters or before != "nothing" else None, norm, scale, joint)
+        helper = _helper(x, before)
+        scale = helper if before.kind == "norm" else None
+        ctx.save_for_backward(x if masters or before.kind != "nothing" else None, norm, scale, joint)
         ctx.before = before
         ctx.sizes = [len(master) for master in masters]
         ctx.dtypes = [master.dtype for master in masters]
@@ -135,12 +144,12 @@ class JointLinear(torch.autograd.Function):
         d_x = d_norm = None
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
             d_x, d_norm = _past(upstream @ joint, x, norm, helper, ctx.needs_input_grad[2])
-        d_bias = upstream.sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[5] else None
+        d_bias = upstream.sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[4] else None
         d_masters: list[torch.Tensor | None] = []
         if ctx.sizes:
             d_joint = upstream.T @ _seen(x, norm, helper, joint.dtype)
             d_masters = [part.to(dtype) for part, dtype in zip(d_joint.split(ctx.sizes), ctx.dtypes, strict=True)]
-        return d_x, None, d_norm, None, None, d_bias, *d_masters
+        return d_x, None, d_norm, None, d_bias, *d_masters
 
 
 class LoraLinear(torch.autograd.Function):
@@ -150,7 +159,7 @@ class LoraLinear(torch.autograd.Function):
     up-projection B, scaled, writes into its own columns of y. Dropout draws one mask for the input, where peft draws
     one per adapter.
 
-    x, before, norm, eps, joint, bias  as of JointLinear
+    x, before, norm, joint, bias  as of JointLinear
     kept      bool as what the layers see, False where dropout drops (`kept_by_dropout`), or None; drawn outside, so
               that compiled code draws nothing and an interrupted run draws the same
     adapters  A and B of each layer in turn, masters in their own type; empty ones for layers without
@@ -162,25 +171,23 @@ class LoraLinear(torch.autograd.Function):
         x: torch.Tensor,
         before: Before,
         norm: torch.Tensor | None,
-        eps: float,
         joint: torch.Tensor,
         bias: torch.Tensor | None,
-        scales: tuple[float, ...],
-        dropout: float,
+        options: AdapterOptions,
         kept: torch.Tensor | None,
         *adapters: torch.Tensor,
     ) -> torch.Tensor:
         down = torch.cat([a.to(joint.dtype) for a in adapters[::2]])
-        ups = [(b * scale).to(joint.dtype) for b, scale in zip(adapters[1::2], scales, strict=True)]
-        helper = _helper(x, before, eps)
+        ups = [(b * scale).to(joint.dtype) for b, scale in zip(adapters[1::2], options.scales, strict=True)]
+        helper = _helper(x, before)
         seen = _seen(x, norm, helper, joint.dtype)
-        inner = _dropped(seen, kept, dropout) @ down.T
+        inner = _dropped(seen, kept, options.dropout) @ down.T
         output = F.linear(seen, joint, bias.to(seen.dtype) if bias is not None else None)
         ctx.outputs, ctx.ranks = [len(up) for up in ups], [up.shape[1] for up in ups]
         for part, own, up in zip(output.split(ctx.outputs, 1), inner.split(ctx.ranks, 1), ups, strict=True):
             part.addmm_(own, up.T)
-        ctx.save_for_backward(x, norm, helper if before == "norm" else None, joint, down, inner, kept, *ups)
-        ctx.before, ctx.scales, ctx.dropout = before, scales, dropout
+        ctx.save_for_backward(x, norm, helper if before.kind == "norm" else None, joint, down, inner, kept, *ups)
+        ctx.before, (ctx.scales, ctx.dropout) = before, options
         ctx.dtypes = [adapter.dtype for adapter in adapters]
         return output
 
@@ -204,7 +211,7 @@ class LoraLinear(torch.autograd.Function):
             d_down.split(ctx.ranks), inner.split(ctx.ranks, 1), parts, ctx.scales, ctx.dtypes[::2], strict=True
         ):
             d_adapters += [d_a.to(dtype), (own.T @ part).T.contiguous().to(dtype) * scale]
-        return d_x, None, d_norm, *[None] * 6, *d_adapters
+        return d_x, None, d_norm, *[None] * 4, *d_adapters
 
 
 def kept_by_dropout(shape: torch.Size, dropout: float, device: torch.device) -> torch.Tensor:

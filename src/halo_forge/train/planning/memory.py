@@ -63,10 +63,11 @@ LOGIT_CHUNK_ROWS = 128
 """Rows of logits that the loss holds in float32, twice. By reading train/loss.py."""
 TOP_BYTES = 2
 """For each token and hidden feature outside the layers: the tables of rotary positions. Measured alike."""
-ALLOCATOR_SHARE = {"cpu": 0.3, "cuda": 0.1}
-ALLOCATOR_KEPT: dict[Method, int] = {"lora": 800_000_000, "full": 300_000_000}
-"""Memory that the allocator holds beyond what lives: a share of activations and logits, and, on a CPU, the freed pieces
-of up to 32 MB that glibc keeps for later, which do not grow with the run. Fitted to the table in docs/plan.md."""
+ALLOCATOR_SHARE = {"cpu": 0.15, "cuda": 0.1}
+ALLOCATOR_KEPT = 150_000_000
+"""Memory that the allocator holds beyond what lives: a share of activations and logits, and, on a CPU, small pieces.
+With the memory settings that a command which trains starts itself with (cli/start.py); without them, or with another C
+library, a step holds about a quarter more, which its trial shows. Fitted to the table in docs/plan.md."""
 PROCESS_BYTES = {"cpu": 550_000_000, "cuda": 600_000_000}
 """CPU: Python, torch, transformers, a tokenizer, the rest of the data stage (450 to 600 MB measured). GPU: the CUDA
 context, which `free memory` pays."""
@@ -231,7 +232,7 @@ def _allocator_bytes(inputs: MemoryInputs, passing: int) -> int:
     share = round(ALLOCATOR_SHARE[inputs.device] * passing)
     if inputs.device == "cuda":
         return share
-    return share + min(ALLOCATOR_KEPT[inputs.method], 2 * (passing + weight_bytes(inputs)))
+    return share + min(ALLOCATOR_KEPT, 2 * (passing + weight_bytes(inputs)))
 
 
 def _written_bytes(inputs: MemoryInputs) -> int:
